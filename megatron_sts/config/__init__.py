@@ -1,0 +1,47 @@
+"""The recipe: typed, checked, free of torch. `load_recipe` is the way in."""
+
+from megatron_sts.config.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from megatron_sts.config.checks import check_recipe
+from megatron_sts.config.load import load_architecture, load_recipe
+from megatron_sts.config.recipe import (
+    BatchConfig,
+    CheckpointConfig,
+    CompressConfig,
+    DataConfig,
+    LearningRateConfig,
+    LearningRateScheduleConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    Recipe,
+    SkipConfig,
+    StageConfig,
+)
+from megatron_sts.config.resolved import difference, resolved_yaml
+from megatron_sts.config.world import check_world
+
+__all__ = [
+    "Architecture",
+    "BatchConfig",
+    "CheckpointConfig",
+    "CompressConfig",
+    "DataConfig",
+    "LanguageArchitecture",
+    "LearningRateConfig",
+    "LearningRateScheduleConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "Recipe",
+    "SkipConfig",
+    "StageConfig",
+    "VisionArchitecture",
+    "check_recipe",
+    "check_world",
+    "difference",
+    "load_architecture",
+    "load_recipe",
+    "resolved_yaml",
+]

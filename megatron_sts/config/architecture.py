@@ -1,0 +1,109 @@
+"""Sizes of the vision tower and of the language model: enough to plan a run with no weight on the disk."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ConfigModel(BaseModel):
+    """A typed and frozen part of the recipe; the docstring of a field is its description."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+
+class VisionArchitecture(ConfigModel):
+    """The frozen vision tower: a Vision Transformer of Hugging Face's CLIP or SigLIP."""
+
+    family: Literal["clip", "siglip"]
+    """Which Hugging Face vision encoder: clip (with a class token) or siglip (without)."""
+    image_size: int = Field(gt=0)
+    """Side of the square input image, in pixels."""
+    patch_size: int = Field(gt=0)
+    """Side of a square patch, in pixels; a remainder at the border is dropped, as the encoders do."""
+    hidden_size: int = Field(gt=0)
+    """Width of the tower."""
+    layers: int = Field(gt=0)
+    """Number of transformer layers of the whole tower, used or not."""
+    attention_heads: int = Field(gt=0)
+    """Attention heads of a layer."""
+    ffn_hidden_size: int = Field(gt=0)
+    """Inner width of a layer's MLP."""
+    feature_layer: int = -2
+    """Index into the tower's hidden states (0: embeddings, `layers`: last layer; negative: from the end)."""
+    feature_select: Literal["default", "full"] = "default"
+    """default: the class token is dropped (clip only); full: every token of the tower."""
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def used_layers(self) -> int:
+        """Transformer layers that run to give the features of `feature_layer`; the rest are never run."""
+        return self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer
+
+
+class LanguageArchitecture(ConfigModel):
+    """The language model: a decoder of the Llama family."""
+
+    family: Literal["llama"]
+    """Which Hugging Face language model."""
+    layers: int = Field(gt=0)
+    """Number of transformer layers."""
+    hidden_size: int = Field(gt=0)
+    """Width of the language model."""
+    ffn_hidden_size: int = Field(gt=0)
+    """Inner width of the gated MLP (of the gate and of the up projection, each)."""
+    attention_heads: int = Field(gt=0)
+    """Query heads of a layer."""
+    query_groups: int = Field(gt=0)
+    """Key and value heads of a layer; equal to attention_heads without grouped queries."""
+    vocabulary_size: int = Field(gt=0)
+    """Tokens of the tokenizer, added ones such as `<image>` included."""
+    vocabulary_padding: int = Field(default=128, gt=0)
+    """The embedding table is padded to a multiple of this, so that no layout changes its size."""
+    rotary_base: float = Field(default=10000.0, gt=0)
+    """Base of the rotary position embedding (Hugging Face: rope_theta)."""
+    norm_epsilon: float = Field(default=1e-5, gt=0)
+    """Epsilon of the RMS norms."""
+    tied_embeddings: bool = False
+    """Whether the output layer shares the weight of the word embeddings."""
+    maximum_positions: int = Field(default=4096, gt=0)
+    """Longest sequence the language model was made for, in tokens."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.attention_heads
+
+    @property
+    def padded_vocabulary_size(self) -> int:
+        """Rows of the embedding table: vocabulary_size rounded up to a multiple of vocabulary_padding."""
+        return -(-self.vocabulary_size // self.vocabulary_padding) * self.vocabulary_padding
+
+
+class Architecture(ConfigModel):
+    """Sizes of tower and language model; the projector (two linear layers) follows from the two widths."""
+
+    vision: VisionArchitecture
+    """The vision tower."""
+    language: LanguageArchitecture
+    """The language model."""
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens the tower yields for one image, before compression.
+
+        Contract: the tower (model) returns exactly this many features per image, and the data package counts
+        sequence lengths with it.
+        """
+        keeps_class_token = self.vision.family == "clip" and self.vision.feature_select == "full"
+        return self.vision.patches + int(keeps_class_token)

@@ -1,0 +1,327 @@
+"""Every check that concerns more than one field of a recipe, in one place (its fit to a world: world.py).
+
+A check is a small function that yields one message per problem: the field, the value found, what to do.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from megatron_sts.config.architecture import Architecture
+from megatron_sts.config.recipe import Recipe, StageConfig
+from megatron_sts.errors import ConfigError
+
+# ---------------------------------------------------------------------------------------------- architecture
+
+
+def check_vision_sizes(architecture: Architecture) -> Iterator[str]:
+    """Patches fit into the image, heads into the width."""
+    vision = architecture.vision
+    if vision.patch_size > vision.image_size:
+        yield (
+            f"vision.patch_size is {vision.patch_size}, larger than vision.image_size {vision.image_size}; "
+            "an image must hold at least one patch"
+        )
+    if vision.hidden_size % vision.attention_heads:
+        yield not_divisible(
+            "vision.hidden_size", vision.hidden_size, "vision.attention_heads", vision.attention_heads
+        )
+
+
+def check_vision_features(architecture: Architecture) -> Iterator[str]:
+    """The features that are taken exist in this tower."""
+    vision = architecture.vision
+    # The hidden states of a tower of n layers are n + 1: the embeddings, then the output of each layer.
+    if not -(vision.layers + 1) <= vision.feature_layer <= vision.layers:
+        yield (
+            f"vision.feature_layer is {vision.feature_layer}, but a tower of {vision.layers} layers has "
+            f"hidden states 0 to {vision.layers} (or -{vision.layers + 1} to -1); choose one of them"
+        )
+    if vision.family == "siglip" and vision.feature_select == "default":
+        yield (
+            "vision.feature_select is 'default', which drops the class token, but siglip has no class token; "
+            "set vision.feature_select: full"
+        )
+
+
+def check_language_heads(architecture: Architecture) -> Iterator[str]:
+    """Heads fit into the width, query groups into the heads, rotary pairs into a head."""
+    language = architecture.language
+    heads, groups = language.attention_heads, language.query_groups
+    if language.hidden_size % heads:
+        yield not_divisible("language.hidden_size", language.hidden_size, "language.attention_heads", heads)
+    elif language.head_size % 2:
+        yield (
+            f"language.hidden_size / language.attention_heads is {language.head_size}, an odd head size; "
+            "rotary embeddings turn pairs, so make it even"
+        )
+    if heads % groups:
+        yield not_divisible("language.attention_heads", heads, "language.query_groups", groups)
+
+
+# ---------------------------------------------------------------------------------------------- whole recipe
+
+
+def check_not_in_this_version(recipe: Recipe) -> Iterator[str]:
+    """Settings that the recipe knows and this version cannot honour."""
+    if recipe.parallel.context > 1:
+        yield (
+            f"parallel.context is {recipe.parallel.context}, but context parallelism is not in this version; "
+            "set parallel.context: 1"
+        )
+    if recipe.precision == "fp8":
+        yield (
+            "precision is 'fp8', but FP8 needs Transformer Engine layers, which this version does not build "
+            "(it would silently run in bf16); set precision: bf16"
+        )
+
+
+def check_sequence_parallel(recipe: Recipe) -> Iterator[str]:
+    """Sequence parallelism splits over tensor-parallel ranks."""
+    if recipe.parallel.sequence_parallel and recipe.parallel.tensor == 1:
+        yield (
+            "parallel.sequence_parallel is true, but parallel.tensor is 1 and the sequence is split over the "
+            "tensor-parallel ranks; set sequence_parallel: false or tensor above 1"
+        )
+
+
+def check_tensor_split(recipe: Recipe) -> Iterator[str]:
+    """What tensor parallelism cuts must be cut evenly."""
+    tensor, language = recipe.parallel.tensor, recipe.architecture.language
+    sizes = {
+        "attention_heads": language.attention_heads,
+        "query_groups": language.query_groups,
+        "ffn_hidden_size": language.ffn_hidden_size,
+    }
+    for name, size in sizes.items():
+        if size % tensor:
+            yield not_divisible(f"model.architecture.language.{name}", size, "parallel.tensor", tensor)
+    if language.padded_vocabulary_size % tensor:
+        yield (
+            f"model.architecture.language.vocabulary_size {language.vocabulary_size} padded to a multiple of "
+            f"vocabulary_padding {language.vocabulary_padding} is {language.padded_vocabulary_size}, not "
+            f"divisible by parallel.tensor {tensor}; make vocabulary_padding a multiple of {tensor}"
+        )
+
+
+def check_pipeline_split(recipe: Recipe) -> Iterator[str]:
+    """Every virtual stage gets its layers."""
+    parallel, layers = recipe.parallel, recipe.architecture.language.layers
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        yield (
+            f"parallel.virtual_pipeline is {parallel.virtual_pipeline}, but parallel.pipeline is 1 and there "
+            "is nothing to interleave; set virtual_pipeline: 1 or pipeline above 1"
+        )
+    split = parallel.layers_per_stage
+    if split is None:
+        if layers % chunks:
+            yield (
+                f"model.architecture.language.layers is {layers}, not divisible by parallel.pipeline "
+                f"{parallel.pipeline} x parallel.virtual_pipeline {parallel.virtual_pipeline} = {chunks}; "
+                "change the pipeline or give parallel.layers_per_stage"
+            )
+        return
+    if len(split) != chunks:
+        yield (
+            f"parallel.layers_per_stage has {len(split)} numbers, but there are parallel.pipeline "
+            f"{parallel.pipeline} x parallel.virtual_pipeline {parallel.virtual_pipeline} = {chunks} virtual "
+            "stages; give one number for each"
+        )
+    if min(split, default=1) < 1:
+        yield f"parallel.layers_per_stage is {list(split)}; every virtual stage needs at least 1 layer"
+    if sum(split) != layers:
+        yield (
+            f"parallel.layers_per_stage {list(split)} sums to {sum(split)}, but "
+            f"model.architecture.language.layers is {layers}; make the sum {layers}"
+        )
+
+
+def check_optimizer(recipe: Recipe) -> Iterator[str]:
+    """megatron-core's distributed optimiser holds Adam's state only."""
+    if recipe.optimizer.distributed and recipe.optimizer.kind != "adam":
+        yield (
+            f"optimizer.distributed is true with optimizer.kind '{recipe.optimizer.kind}', but only adam's "
+            "state can be split; set distributed: false or kind: adam"
+        )
+
+
+def check_stage_names(recipe: Recipe) -> Iterator[str]:
+    """Stages are addressed by name, in overrides and on the disk."""
+    names = [stage.name for stage in recipe.stages]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"stages: {names.count(name)} stages are named '{name}'; give each its own name"
+
+
+# ---------------------------------------------------------------------------------------------- one stage
+
+
+def check_length(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """A stage has one length."""
+    if (stage.epochs is None) == (stage.steps is None):
+        found = "neither epochs nor steps" if stage.epochs is None else "both epochs and steps"
+        yield f"stages.{stage.name} gives {found}; give exactly one of the two"
+
+
+def check_learning_rates(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """Exactly the trained parts have a rate, each part is named once."""
+    if len(set(stage.trains)) != len(stage.trains):
+        yield f"stages.{stage.name}.trains is {list(stage.trains)}; name each part once"
+    rates = stage.learning_rate.rates
+    for part in sorted(set(stage.trains)):
+        if part not in rates:
+            yield (
+                f"stages.{stage.name}.learning_rate.{part} is missing, but '{part}' is in "
+                f"stages.{stage.name}.trains; give it a rate"
+            )
+    for rated, rate in rates.items():
+        if rated not in stage.trains:
+            yield (
+                f"stages.{stage.name}.learning_rate.{rated} is {rate:g}, but '{rated}' is not in "
+                f"stages.{stage.name}.trains; remove the rate or train the part"
+            )
+
+
+def check_batch(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """A global batch is whole micro-batches."""
+    if stage.batch.global_size % stage.batch.micro:
+        yield not_divisible(
+            f"stages.{stage.name}.batch.global",
+            stage.batch.global_size,
+            f"stages.{stage.name}.batch.micro",
+            stage.batch.micro,
+        )
+
+
+def check_skip(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """Skip probabilities are probabilities at every layer and step (arXiv 2509.18150)."""
+    if stage.skip is None:
+        return
+    field, alpha, epsilon = f"stages.{stage.name}.skip", stage.skip.alpha, stage.skip.epsilon
+    if abs(epsilon) > 1:
+        yield (
+            f"{field}.epsilon is {epsilon:g}; it must be between -1 and 1, else a layer's skip probability "
+            "falls below 0 (arXiv 2509.18150)"
+        )
+        return
+    largest = 1 / (1 + abs(epsilon))
+    if alpha < 0:
+        yield f"{field}.alpha is {alpha:g}; a skip probability is at least 0 and here at most {largest:.4g}"
+    elif alpha * (1 + abs(epsilon)) > 1:
+        yield (
+            f"{field}.alpha is {alpha:g} with epsilon {epsilon:g}: alpha * (1 + |epsilon|) = "
+            f"{alpha * (1 + abs(epsilon)):.4g} is above 1, more than a skip probability can be "
+            f"(arXiv 2509.18150); the largest alpha with this epsilon is {math.floor(largest * 1e4) / 1e4:g}"
+        )
+
+
+def check_compress(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """One amount of visual tokens, and no more than there are."""
+    if stage.compress is None:
+        return
+    field, compress = f"stages.{stage.name}.compress", stage.compress
+    if compress.keep_ratio is not None and compress.keep_tokens is not None:
+        yield (
+            f"{field} gives both keep_ratio {compress.keep_ratio:g} and keep_tokens {compress.keep_tokens}; "
+            "give at most one of the two"
+        )
+    available = recipe.architecture.visual_tokens
+    if compress.keep_tokens is not None and compress.keep_tokens > available:
+        yield (
+            f"{field}.keep_tokens is {compress.keep_tokens}, but the tower yields {available} visual tokens "
+            f"per image; choose 1 to {available}"
+        )
+
+
+def check_max_tokens(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """A sequence fits into the positions of the language model."""
+    positions = recipe.architecture.language.maximum_positions
+    if stage.data.max_tokens > positions:
+        yield (
+            f"stages.{stage.name}.data.max_tokens is {stage.data.max_tokens}, more than "
+            f"model.architecture.language.maximum_positions {positions}; lower max_tokens to it"
+        )
+
+
+ARCHITECTURE_CHECKS: tuple[Callable[[Architecture], Iterator[str]], ...] = (
+    check_vision_sizes,
+    check_vision_features,
+    check_language_heads,
+)
+RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
+    check_not_in_this_version,
+    check_sequence_parallel,
+    check_tensor_split,
+    check_pipeline_split,
+    check_optimizer,
+    check_stage_names,
+)
+STAGE_CHECKS: tuple[Callable[[Recipe, StageConfig], Iterator[str]], ...] = (
+    check_length,
+    check_learning_rates,
+    check_batch,
+    check_skip,
+    check_compress,
+    check_max_tokens,
+)
+
+
+def architecture_problems(architecture: Architecture) -> list[str]:
+    """What is wrong with the sizes, one message each."""
+    return [problem for check in ARCHITECTURE_CHECKS for problem in check(architecture)]
+
+
+def recipe_problems(recipe: Recipe) -> list[str]:
+    """What is wrong between the fields of a recipe, its architecture included, one message each."""
+    problems = [f"model.architecture.{problem}" for problem in architecture_problems(recipe.architecture)]
+    problems += [problem for check in RECIPE_CHECKS for problem in check(recipe)]
+    problems += [
+        problem for stage in recipe.stages for check in STAGE_CHECKS for problem in check(recipe, stage)
+    ]
+    return problems
+
+
+def file_problems(recipe: Recipe) -> list[str]:
+    """The files and directories that a recipe names and that are not there, one message each."""
+    directories: list[tuple[str, Path | None, str]] = [
+        ("model.vision", recipe.model.vision, "a Hugging Face vision encoder directory"),
+        ("model.tokenizer", recipe.model.tokenizer, "a Hugging Face tokenizer directory"),
+        ("model.init", recipe.model.init, "a checkpoint that `tools/convert.py import` writes"),
+    ]
+    problems = []
+    # os.path, because pathlib raises on some paths (too long, no permission) where os.path says no.
+    for stage in recipe.stages:
+        if not os.path.exists(stage.data.train):
+            problems.append(
+                f"stages.{stage.name}.data.train is '{stage.data.train}', which does not exist; give the "
+                "data file (relative paths start at the current directory)"
+            )
+        directories.append(
+            (f"stages.{stage.name}.data.images", stage.data.images, "the directory of the images")
+        )
+    for field, path, meaning in directories:
+        if path is not None and not os.path.isdir(path):
+            found = "is not a directory" if os.path.exists(path) else "does not exist"
+            problems.append(
+                f"{field} is '{path}', which {found}; give {meaning} "
+                "(relative paths start at the current directory)"
+            )
+    return problems
+
+
+def report(source: str, problems: list[str]) -> ConfigError:
+    """One error for all problems found in a source, a line each."""
+    return ConfigError("\n".join([f"{source} cannot be used:", *(f"  - {problem}" for problem in problems)]))
+
+
+def check_recipe(recipe: Recipe, check_files: bool = True, source: str = "the recipe") -> None:
+    """Raise one ConfigError that lists every problem of a recipe; `load_recipe` has done it already."""
+    problems = recipe_problems(recipe) + (file_problems(recipe) if check_files else [])
+    if problems:
+        raise report(source, problems)
+
+
+def not_divisible(field: str, value: int, divisor_field: str, divisor: int) -> str:
+    """The message for a size that does not divide."""
+    return f"{field} is {value}, not divisible by {divisor_field} {divisor}; change one of the two"

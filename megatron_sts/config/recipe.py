@@ -1,0 +1,250 @@
+"""The typed recipe: one class per subject. Checks that concern several fields are in checks.py."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from megatron_sts.config.architecture import Architecture, ConfigModel
+from megatron_sts.config.suggestion import suggestion
+from megatron_sts.errors import ConfigError
+
+Part = Literal["projector", "language", "vision"]
+"""A part of the model that a stage can train."""
+
+
+class ParallelConfig(ConfigModel):
+    """How the model is spread over the ranks; data parallel is what is left of them."""
+
+    tensor: int = Field(default=1, ge=1)
+    """Tensor parallel ranks."""
+    pipeline: int = Field(default=1, ge=1)
+    """Pipeline stages."""
+    virtual_pipeline: int = Field(default=1, ge=1)
+    """Model chunks on each pipeline stage (interleaved schedule); 1: not interleaved."""
+    context: int = Field(default=1, ge=1)
+    """Context parallel ranks."""
+    sequence_parallel: bool = False
+    """Whether activations between the tensor-parallel parts are split along the sequence."""
+    layers_per_stage: tuple[int, ...] | None = None
+    """Layers of every virtual stage in order of depth; None: an even split."""
+
+
+class ModelConfig(ConfigModel):
+    """What is trained and where its weights come from."""
+
+    architecture: Architecture
+    """Sizes of the model; in YAML a file (beside the recipe or in the current directory) or a mapping."""
+    vision: Path | None = None
+    """Hugging Face vision encoder directory: config.json, safetensors, preprocessor_config.json."""
+    tokenizer: Path | None = None
+    """Hugging Face tokenizer directory whose tokenizer has the special token `<image>`."""
+    init: Path | None = None
+    """Distributed checkpoint to start from (`tools/convert.py import`); None: fresh weights, seeded."""
+
+
+class OptimizerConfig(ConfigModel):
+    """The optimiser of every stage; the rates are the stage's."""
+
+    kind: Literal["adam", "sgd"] = "adam"
+    """adam (with decoupled weight decay) or sgd with momentum."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's decay of the first moment."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's decay of the second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of sgd."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay, not applied to norms and biases."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient of all trained parameters; 0: not clipped."""
+    distributed: bool = False
+    """Whether the optimiser's state is split over the data-parallel ranks."""
+
+
+class CheckpointConfig(ConfigModel):
+    """When checkpoints are written and how many are kept."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints; None: only at the end of a stage."""
+    keep_last: int = Field(default=2, ge=1)
+    """How many checkpoints of a stage are kept."""
+
+
+class LoggingConfig(ConfigModel):
+    """Where the figures of a run go beside metrics.jsonl."""
+
+    every_steps: int = Field(default=10, ge=1)
+    """Steps between two lines on the terminal; metrics.jsonl has every step."""
+    tensorboard: bool = True
+    """Whether the figures also go to TensorBoard."""
+    wandb_project: str | None = None
+    """Weights & Biases project; None: not used."""
+
+
+class DataConfig(ConfigModel):
+    """The data of one stage."""
+
+    train: Path
+    """LLaVA json (or jsonl) file, or a directory of webdataset shards."""
+    images: Path | None = None
+    """Directory of the image files that the data names; None: text only, or images in the shards."""
+    template: Literal["plain", "vicuna_v1"] = "vicuna_v1"
+    """Conversation template."""
+    system_prompt: str | None = None
+    """System prompt; None: the template's own, empty: none."""
+    samples: int | None = Field(default=None, ge=1)
+    """Number of records: for planning without the data, and checked against it when it is there."""
+    text_tokens: int | None = Field(default=None, ge=1)
+    """Mean text tokens of a record: for planning without the data."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest sequence after compression, in tokens; longer records are cut."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that load images, per rank; 0: in the training process."""
+
+
+class BatchConfig(ConfigModel):
+    """Batch sizes, in samples. In YAML the first key is `global`."""
+
+    # Not `alias`: `global` is a keyword, and so a type checker still takes BatchConfig(global_size=...).
+    global_size: int = Field(ge=1, validation_alias="global", serialization_alias="global")
+    """Samples of one optimiser step, over all ranks."""
+    micro: int = Field(ge=1)
+    """Samples of one forward and backward on one data-parallel rank."""
+
+
+class LearningRateConfig(ConfigModel):
+    """Highest learning rate of each trained part; exactly the parts in `trains` have one."""
+
+    projector: float | None = Field(default=None, gt=0)
+    """Rate of the projector."""
+    language: float | None = Field(default=None, gt=0)
+    """Rate of the language model."""
+    vision: float | None = Field(default=None, gt=0)
+    """Rate of the vision tower."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The parts that have a rate, with it."""
+        named = {"projector": self.projector, "language": self.language, "vision": self.vision}
+        return {part: rate for part, rate in named.items() if rate is not None}
+
+
+class LearningRateScheduleConfig(ConfigModel):
+    """How the rates move over a stage: linear warm-up, then decay."""
+
+    decay: Literal["cosine", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    """Share of the stage's steps that warm up; unused where warmup_steps is given."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps that warm up; None: warmup_ratio decides."""
+    minimum_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Rate at the end of the decay, as a share of the highest rate."""
+
+
+class SkipConfig(ConfigModel):
+    """The Layer Dynamic Skipper (arXiv 2509.18150).
+
+    p_l(e) = alpha ((E-e)/E)^2 (1 + epsilon (2l-(L-1))/(L-1))
+    """
+
+    alpha: float
+    """Mean skip probability at the start of the stage."""
+    epsilon: float = 0.0
+    """Tilt over the depth: above 0 deep layers are skipped more."""
+    progress: Literal["step", "epoch"] = "step"
+    """What e counts: steps, or whole epochs (with one epoch the rate then stays alpha)."""
+    selection: Literal["independent"] = "independent"
+    """independent: one Bernoulli draw per layer and step, as in the paper."""
+
+
+class CompressConfig(ConfigModel):
+    """The Visual Token Compressor (arXiv 2509.18150): which visual tokens of an image are kept."""
+
+    strategy: Literal["uniform", "none"] = "uniform"
+    """uniform: evenly strided over the tokens; none: all are kept and the amounts below are unused."""
+    keep_ratio: float | None = Field(default=None, gt=0, le=1)
+    """Share of the visual tokens that is kept; 0.5 where keep_tokens is not given either."""
+    keep_tokens: int | None = Field(default=None, ge=1)
+    """Visual tokens of an image that are kept, instead of keep_ratio."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_keep_ratio(cls, values: Any) -> Any:
+        """Write the default ratio into the recipe, so that a resolved recipe says what was kept."""
+        amounts = ("keep_ratio", "keep_tokens")
+        if isinstance(values, dict) and all(values.get(amount) is None for amount in amounts):
+            return {**values, "keep_ratio": 0.5}
+        return values
+
+
+class StageConfig(ConfigModel):
+    """One stage of training. Without `skip` and `compress` it is dense."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$")
+    """Name of the stage: lower-case letters, digits, - and _."""
+    data: DataConfig
+    """The data of the stage."""
+    trains: tuple[Part, ...] = Field(min_length=1)
+    """Parts that are trained; the others are frozen."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Length in passes over the data; this or steps."""
+    steps: int | None = Field(default=None, ge=1)
+    """Length in optimiser steps; this or epochs."""
+    batch: BatchConfig
+    """Batch sizes."""
+    learning_rate: LearningRateConfig
+    """A rate for exactly the parts in trains."""
+    learning_rate_schedule: LearningRateScheduleConfig = LearningRateScheduleConfig()
+    """Warm-up and decay of the rates."""
+    skip: SkipConfig | None = None
+    """Layer Dynamic Skipper; None: every layer runs."""
+    compress: CompressConfig | None = None
+    """Visual Token Compressor; None: every visual token is kept."""
+
+
+class Recipe(ConfigModel):
+    """A whole run. `load_recipe` reads and checks one; one built in code is checked by `check_recipe`."""
+
+    output_dir: Path
+    """Directory of the run: checkpoints, metrics.jsonl, the resolved recipe."""
+    seed: int = Field(default=1234, ge=0, lt=2**32)
+    """Seed of fresh weights, of the data's order and of every draw."""
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
+    """Precision of the computation; the optimiser's weights are fp32."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How the model is spread over the ranks."""
+    model: ModelConfig
+    """What is trained and where its weights come from."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimiser of every stage."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written and how many are kept."""
+    logging: LoggingConfig = LoggingConfig()
+    """Where the figures go beside metrics.jsonl."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in backward: none, those of the attention core, or whole layers."""
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    """The stages, in order."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """Sizes of the tower and of the language model."""
+        return self.model.architecture
+
+    def stage(self, name: str) -> StageConfig:
+        """The stage of that name; ConfigError, with the names there are, where there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = [stage.name for stage in self.stages]
+        raise ConfigError(
+            f"the recipe has no stage '{name}'{suggestion(name, names)} its stages: {', '.join(names)}"
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values under their YAML names, every default filled in and the architecture inline."""
+        return self.model_dump(mode="json", by_alias=True)

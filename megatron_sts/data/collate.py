@@ -1,0 +1,70 @@
+"""From encoded conversations to one padded micro-batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_sts.data.encode import IGNORED_LABEL, Encoded
+
+RawItem = tuple[Encoded, list[Tensor] | None]
+"""An encoded conversation and its pictures, each float32 [3, H, W]; None where this rank needs no pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch. b rows, s positions, n images, H and W the picture's size in pixels.
+
+    Contract: an image fills `visual_tokens` slots from its start on; the model puts the image's features
+    there. Images are ordered by row, then by position, as `pixels` is.
+    """
+
+    tokens: Tensor
+    """[b, s] int64: image slots hold the `<image>` id, padding the pad id."""
+    labels: Tensor
+    """[b, s] int64, shifted: `labels[:, t]` is the target of position t; -100 where there is no loss."""
+    pixels: Tensor | None
+    """[n, 3, H, W] float32; None without images or where this rank needs no pixels."""
+    image_rows: Tensor
+    """[n] int64: the row of each image."""
+    image_starts: Tensor
+    """[n] int64: the position of each image's first slot."""
+    visual_tokens: int
+    """Slots per image."""
+
+
+def collate(
+    items: Sequence[RawItem], visual_tokens: int, length: int, image_token_id: int, pad_token_id: int
+) -> Batch:
+    """Expands each `<image>` to `visual_tokens` slots, shifts the labels, pads on the right to `length`."""
+    assert visual_tokens >= 1
+    tokens = np.full((len(items), length), pad_token_id, dtype=np.int64)
+    labels = np.full((len(items), length), IGNORED_LABEL, dtype=np.int64)
+    rows: list[int] = []
+    starts: list[int] = []
+    pixels: list[Tensor] = []
+    for row, (encoded, pictures) in enumerate(items):
+        token_ids = np.array(encoded.token_ids, dtype=np.int64)
+        is_image = token_ids == image_token_id
+        slots = np.where(is_image, visual_tokens, 1)
+        total = int(slots.sum())
+        # Contract: the step's length comes from the sample index, which counts as we do here.
+        assert total <= length, f"{total} positions do not fit the step's length {length}"
+        tokens[row, :total] = np.repeat(token_ids, slots)
+        labels[row, : total - 1] = np.repeat(np.array(encoded.labels, dtype=np.int64), slots)[1:]
+        own_starts = (np.cumsum(slots) - slots)[is_image].tolist()
+        rows.extend([row] * len(own_starts))
+        starts.extend(own_starts)
+        if pictures is not None:
+            assert len(pictures) == len(own_starts), f"{len(pictures)} pictures for {len(own_starts)} images"
+            pixels.extend(pictures)
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        pixels=torch.stack(pixels) if pixels else None,
+        image_rows=torch.tensor(rows, dtype=torch.int64),
+        image_starts=torch.tensor(starts, dtype=torch.int64),
+        visual_tokens=visual_tokens,
+    )

@@ -1,0 +1,112 @@
+"""From a conversation to token ids and the labels a loss is taken on.
+
+The rendered conversation is tokenized once and whole, so that it reads as it will at inference; what is
+supervised is found afterwards by character offsets.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from megatron_sts.data.sample import IMAGE_TOKEN, Sample
+from megatron_sts.data.templates import Template
+from megatron_sts.errors import DataError
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenized conversation.
+
+    `token_ids` hold one `<image>` id per image. `labels[i]` is `token_ids[i]` where supervised, else -100:
+    aligned with the tokens, not yet shifted.
+    """
+
+    token_ids: list[int]
+    labels: list[int]
+
+
+def encode(
+    sample: Sample,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    system_prompt: str | None = None,
+) -> Encoded:
+    """Renders, tokenizes and labels one conversation; `template.prompt` tokenized alone is a prefix of it.
+
+    Raises:
+        DataError: the tokenizer is not a fast one, lacks `<image>`, ends a sequence otherwise than the
+            template, or joins a prompt and its answer in one token.
+    """
+    _check_tokenizer(template, tokenizer)
+    segments = template.render(sample, system_prompt)
+    text = "".join(segment.text for segment in segments)
+    encoding = tokenizer(text, add_special_tokens=True, return_offsets_mapping=True, verbose=False)
+    token_ids: list[int] = encoding["input_ids"]
+    if sample.images:
+        marks = token_ids.count(image_token_id(tokenizer))
+        if marks != len(sample.images):
+            raise DataError(
+                f"sample {sample.id!r}: found {marks} {IMAGE_TOKEN} in the human turns for "
+                f"{len(sample.images)} images; write one {IMAGE_TOKEN} for each image"
+            )
+
+    # supervised_before[i]: how many of the first i characters are supervised.
+    lengths = [len(segment.text) for segment in segments]
+    supervised = np.repeat([segment.supervised for segment in segments], lengths)
+    supervised_before = np.concatenate([[0], np.cumsum(supervised)])
+    starts, ends = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+    inside = supervised_before[ends] - supervised_before[starts]
+    # Tokens of no width (a begin-of-sequence token) are nobody's words.
+    learnt = (inside == ends - starts) & (ends > starts)
+    joined = (inside > 0) & ~learnt & ~supervised[np.minimum(starts, len(text) - 1)]
+    if joined.any():
+        start, end = int(starts[joined][0]), int(ends[joined][0])
+        raise DataError(
+            f"sample {sample.id!r}: the tokenizer makes one token of {text[start:end]!r}, the end of a "
+            f"prompt and the start of an answer in the template {template.name!r}; use a tokenizer that "
+            "splits at spaces"
+        )
+    labels = np.where(learnt, np.array(token_ids, dtype=np.int64), IGNORED_LABEL)
+    return Encoded(token_ids, labels.tolist())
+
+
+def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the special token `<image>`.
+
+    Raises:
+        DataError: the tokenizer has no such token, or would break it up.
+    """
+    token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    # A tokenizer that does not know the token answers with the id of its unknown token, or with None.
+    added = tokenizer.added_tokens_decoder.get(token_id) if isinstance(token_id, int) else None
+    if not isinstance(token_id, int) or added is None or added.content != IMAGE_TOKEN:
+        raise DataError(
+            f"tokenizer {tokenizer.name_or_path!r}: has no special token {IMAGE_TOKEN}; add it with "
+            f"tokenizer.add_tokens(['{IMAGE_TOKEN}'], special_tokens=True) and save the tokenizer again"
+        )
+    return token_id
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills a sequence up. Any id would do: padding comes last and carries no loss."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def _check_tokenizer(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"tokenizer {tokenizer.name_or_path!r}: found a {type(tokenizer).__name__}, which gives no "
+            "character offsets; use a fast tokenizer (a directory with tokenizer.json)"
+        )
+    if template.stop is not None and tokenizer.eos_token != template.stop:
+        raise DataError(
+            f"tokenizer {tokenizer.name_or_path!r}: found the end-of-sequence token {tokenizer.eos_token!r}, "
+            f"but the template {template.name!r} ends an answer with {template.stop!r}; use a tokenizer that "
+            "does so too, as Llama's and Vicuna's, or another template"
+        )

@@ -1,0 +1,152 @@
+"""Loads the micro-batches of a range of steps, ahead of the training loop when it has workers.
+
+Where a run stands is the step alone: a loader that starts at step t gives what one that started at 0 gives
+from t on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from megatron_sts.data.collate import Batch, RawItem, collate
+from megatron_sts.data.encode import encode, image_token_id, pad_token_id
+from megatron_sts.data.images import ImageReader
+from megatron_sts.data.pixel_cache import PixelCache
+from megatron_sts.data.sample import Sample
+from megatron_sts.data.sampler import StepSampler, rank_slice
+from megatron_sts.data.templates import Template
+from megatron_sts.errors import MegatronStsError
+
+RawMicroBatch = list[RawItem]
+
+
+class MicroBatchLoader:
+    """One data-parallel rank's micro-batches of the steps `first_step` to `last_step`, the last not included.
+
+    Args:
+        reader: reads the pictures; None where this rank needs tokens and labels only.
+        workers: processes that load ahead; 0 loads in this one.
+        cache_bytes: memory for decoded pictures, over all workers together; 0 decodes again in every epoch.
+
+    Raises:
+        DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a picture cannot be
+            read.
+        ConfigError: the global batch does not divide among the ranks.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        template: Template,
+        tokenizer: PreTrainedTokenizerBase,
+        system_prompt: str | None,
+        reader: ImageReader | None,
+        sampler: StepSampler,
+        data_rank: int,
+        data_size: int,
+        micro: int,
+        first_step: int,
+        last_step: int,
+        workers: int = 0,
+        cache_bytes: int = 0,
+    ) -> None:
+        assert sampler.count == len(samples) and 0 <= first_step <= last_step
+        self._image_token_id = image_token_id(tokenizer)
+        self._pad_token_id = pad_token_id(tokenizer)
+        self._steps = last_step - first_step
+        self._micro_batches = len(rank_slice(list(range(sampler.global_batch)), data_rank, data_size, micro))
+        dataset = _MicroBatches(
+            samples,
+            template,
+            tokenizer,
+            system_prompt,
+            reader,
+            sampler,
+            data_rank,
+            data_size,
+            micro,
+            # Every worker holds a cache of its own.
+            PixelCache(cache_bytes // max(1, workers)),
+        )
+        self._loader: DataLoader[RawMicroBatch | MegatronStsError] = DataLoader(
+            dataset,
+            sampler=range(first_step * self._micro_batches, last_step * self._micro_batches),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_start_worker,
+            # DataLoader draws a seed for its workers; from the default generator it would shift later draws.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        """The number of steps."""
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[RawMicroBatch]]:
+        """For each step its raw micro-batches; `to_batches` makes tensors of them."""
+        loaded = iter(self._loader)
+        for _ in range(self._steps):
+            step = []
+            for _ in range(self._micro_batches):
+                micro_batch = next(loaded)
+                if isinstance(micro_batch, MegatronStsError):
+                    raise micro_batch
+                step.append(micro_batch)
+            yield step
+
+    def to_batches(self, step: list[RawMicroBatch], visual_tokens: int, length: int) -> list[Batch]:
+        """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
+        return [
+            collate(items, visual_tokens, length, self._image_token_id, self._pad_token_id) for items in step
+        ]
+
+
+@dataclass(frozen=True)
+class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
+    """One rank's micro-batches, numbered through all steps from step 0 on."""
+
+    samples: Sequence[Sample]
+    template: Template
+    tokenizer: PreTrainedTokenizerBase
+    system_prompt: str | None
+    reader: ImageReader | None
+    sampler: StepSampler
+    data_rank: int
+    data_size: int
+    micro: int
+    cache: PixelCache
+
+    def __getitem__(self, number: int) -> RawMicroBatch | MegatronStsError:
+        step, micro_batch = divmod(number, self.sampler.global_batch // (self.micro * self.data_size))
+        indices = self.sampler.samples_of_step(step)
+        own = rank_slice(indices, self.data_rank, self.data_size, self.micro)[micro_batch]
+        try:
+            return [self._item(self.samples[index]) for index in own]
+        except MegatronStsError as error:
+            # Raised in a worker, it would reach the user wrapped in that process's traceback.
+            return error
+
+    def _item(self, sample: Sample) -> RawItem:
+        encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
+        return encoded, self._pixels(sample)
+
+    def _pixels(self, sample: Sample) -> list[Tensor] | None:
+        if self.reader is None:
+            return None
+        return [self.cache.get(path, self.reader.read) for path in sample.images]
+
+
+def _unchanged(item: RawMicroBatch | MegatronStsError) -> RawMicroBatch | MegatronStsError:
+    """Keeps DataLoader from converting what a data set returns."""
+    return item
+
+
+def _start_worker(worker: int) -> None:
+    # Many workers with many threads each would fight for the cores.
+    torch.set_num_threads(1)

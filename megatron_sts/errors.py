@@ -1,0 +1,21 @@
+"""The errors a user can meet. Each message names the field or file, the value found and what to do."""
+
+
+class MegatronStsError(Exception):
+    """Base of every error that is the user's to mend, not ours."""
+
+
+class ConfigError(MegatronStsError):
+    """The recipe, an override or the layout asked for cannot work."""
+
+
+class DataError(MegatronStsError):
+    """A data file, a record or an image cannot be used."""
+
+
+class CheckpointError(MegatronStsError):
+    """A checkpoint is missing, incomplete or does not fit the recipe."""
+
+
+class ConversionError(MegatronStsError):
+    """A model cannot be converted from or to the Hugging Face format."""

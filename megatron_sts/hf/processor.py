@@ -1,0 +1,66 @@
+"""The exported model's processor: tokenizer, image processor and the chat template of its training."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerBase
+
+from megatron_sts.config import Architecture, StageConfig
+from megatron_sts.data import IMAGE_TOKEN, TEMPLATES, image_token_id, load_image_processor, pad_token_id
+from megatron_sts.errors import ConversionError
+
+
+def load_tokenizer(directory: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory, padding on the left as generation wants it.
+
+    Raises:
+        ConversionError: the directory holds no tokenizer, or one with more tokens than the model has rows.
+        DataError: the tokenizer has no special token `<image>`.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ConversionError(
+            f"{directory}: holds no tokenizer that can be used ({error}); give a Hugging Face tokenizer "
+            "directory with --tokenizer"
+        ) from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    image_token_id(tokenizer)
+    if len(tokenizer) > vocabulary_size:
+        raise ConversionError(
+            f"{directory}: the tokenizer has {len(tokenizer)} tokens, more than the architecture's "
+            f"language.vocabulary_size {vocabulary_size}; give the tokenizer the model was trained with"
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
+    return tokenizer
+
+
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase, architecture: Architecture, vision: Path | None, stage: StageConfig
+) -> LlavaProcessor:
+    """The processor of a model whose last stage of training was `stage`.
+
+    Args:
+        vision: directory with the preprocessor_config.json; None: the vision encoder's family decides.
+    """
+    sizes = architecture.vision
+    return LlavaProcessor(
+        image_processor=load_image_processor(vision, sizes.family, sizes.image_size),
+        tokenizer=tokenizer,
+        patch_size=sizes.patch_size,
+        # CLIP puts a class token before the patches, which the strategy "default" drops again.
+        num_additional_image_tokens=1 if sizes.family == "clip" else 0,
+        vision_feature_select_strategy=sizes.feature_select,
+        image_token=IMAGE_TOKEN,
+        chat_template=TEMPLATES[stage.data.template].chat_template(stage.data.system_prompt),
+    )
+
+
+def save_processor(processor: LlavaProcessor, directory: Path) -> None:
+    """Write the processor, its tokenizer and its image processor.
+
+    The image processor is also written to a file of its own, where transformers before 5 looks for it.
+    """
+    processor.save_pretrained(directory)
+    processor.image_processor.save_pretrained(directory)

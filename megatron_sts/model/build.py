@@ -1,0 +1,93 @@
+"""Builds the model chunks of this rank, freezes what a stage does not train, and wraps them for data parallelism."""
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import Float16Module
+
+from megatron_sts.config import Recipe
+from megatron_sts.model.initialize import initialize_fresh
+from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.model.projector import Projector
+from megatron_sts.model.specs import block_spec
+from megatron_sts.model.transformer_config import PARAMETER_DTYPES, transformer_config
+from megatron_sts.model.vision import VisionTower, build_tower
+
+
+def build_chunks(recipe: Recipe, groups: ProcessGroupCollection) -> list[MultimodalModel]:
+    """This rank's model chunks, one per virtual stage, with fresh weights drawn from the recipe's seed.
+
+    The tower has the weights of `model.vision` where that is given.
+    """
+    chunks = []
+    for virtual_stage in range(recipe.parallel.virtual_pipeline):
+        chunk = _build_chunk(recipe, groups, virtual_stage)
+        initialize_fresh(chunk, recipe.seed, recipe.architecture.language.layers)
+        chunks.append(chunk)
+    return chunks
+
+
+def _build_chunk(recipe: Recipe, groups: ProcessGroupCollection, virtual_stage: int) -> MultimodalModel:
+    architecture, config = recipe.architecture, transformer_config(recipe)
+    language = architecture.language
+    stage = virtual_stage if recipe.parallel.virtual_pipeline > 1 else None
+    first = parallel_state.is_pipeline_first_stage(ignore_virtual=stage is None, vp_stage=stage)
+    last = parallel_state.is_pipeline_last_stage(ignore_virtual=stage is None, vp_stage=stage)
+    gpt = GPTModel(
+        config=config,
+        transformer_layer_spec=block_spec(config, groups, stage),
+        vocab_size=language.padded_vocabulary_size,
+        max_sequence_length=language.maximum_positions,
+        pre_process=first,
+        post_process=last,
+        share_embeddings_and_output_weights=language.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=language.rotary_base,
+        pg_collection=groups,
+        vp_stage=stage,
+    )
+    if not first:
+        return MultimodalModel(config, gpt, groups)
+    dtype = PARAMETER_DTYPES[recipe.precision]
+    tower = build_tower(architecture.vision, recipe.model.vision, dtype, recipe.seed)
+    _mark_for_sequence_parallel(tower, config.sequence_parallel)
+    projector = Projector(architecture.vision.hidden_size, language.hidden_size, dtype, config.sequence_parallel)
+    return MultimodalModel(config, gpt, groups, tower, projector)
+
+
+def _mark_for_sequence_parallel(tower: VisionTower, sequence_parallel: bool) -> None:
+    """A trained tower's gradient reaches a rank through its own chunk's tokens only: a share per rank to sum."""
+    for parameter in tower.parameters():
+        parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
+
+
+def freeze(chunks: list[MultimodalModel], trains: tuple[str, ...]) -> None:
+    """Leave gradients on for the parts in `trains` alone: projector, language, vision."""
+    for chunk in chunks:
+        for part in ("projector", "language", "vision"):
+            module = getattr(chunk, part)
+            if module is not None:
+                module.requires_grad_(part in trains)
+
+
+def wrap(chunks: list[MultimodalModel], recipe: Recipe, groups: ProcessGroupCollection) -> list[DistributedDataParallel]:
+    """The chunks under megatron-core's DistributedDataParallel, ready for its schedules and optimiser."""
+    config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=recipe.optimizer.distributed,
+        check_for_nan_in_grad=False,
+    )
+    wrapped = []
+    for number, chunk in enumerate(chunks):
+        module: torch.nn.Module = chunk
+        if recipe.precision == "bf16":
+            # Casts between bf16 activations and fp32 losses at the first and last stage.
+            module = Float16Module(chunk.config, chunk)
+        wrapped.append(
+            DistributedDataParallel(
+                chunk.config, config, module, disable_bucketing=number > 0, pg_collection=groups
+            )
+        )
+    return wrapped

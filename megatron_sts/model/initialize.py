@@ -1,0 +1,59 @@
+"""Fresh weights that do not depend on the layout: each tensor is drawn whole from its own seed, then sliced."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+from megatron_sts.model.mllm import MultimodalModel
+
+_STANDARD_DEVIATION = 0.02
+# The two matrices that write to the residual stream are drawn smaller by sqrt(2 L), as in GPT-2.
+_RESIDUAL_MATRICES = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+
+
+def initialize_fresh(chunk: MultimodalModel, seed: int, layers: int) -> None:
+    """Draw the language model's and the projector's weights; the tower keeps what it was built with.
+
+    The draw of a tensor depends on the seed and its checkpoint key (and layer) alone. Norm weights are one, biases
+    zero, matrices normal with standard deviation 0.02, those of the projector with 1 / sqrt(fan-in).
+    """
+    with torch.no_grad():
+        for tensor in _sharded_tensors(chunk):
+            if not tensor.key.startswith("vision."):
+                _draw(tensor, seed, layers)
+
+
+def _sharded_tensors(chunk: MultimodalModel) -> Iterator[ShardedTensor]:
+    for value in nested_values(chunk.sharded_state_dict()):
+        if isinstance(value, ShardedTensorFactory):
+            yield from (part for part in nested_values(value.build()) if isinstance(part, ShardedTensor))
+        elif isinstance(value, ShardedTensor):
+            yield value
+
+
+def _draw(tensor: ShardedTensor, seed: int, layers: int) -> None:
+    stacked = tensor.prepend_axis_num
+    shape = tensor.global_shape[stacked:]
+    offset = tensor.global_offset[stacked:]
+    target = tensor.data
+    assert target is not None
+    if len(shape) == 1:
+        target.fill_(0.0 if tensor.key.endswith("bias") else 1.0)
+        return
+    text = f"{seed}/{tensor.key}/{tensor.global_offset[:stacked]}".encode()
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
+    whole = torch.empty(shape, dtype=torch.float32).normal_(0.0, _deviation(tensor.key, shape, layers), generator=generator)
+    own = whole[tuple(slice(start, start + size) for start, size in zip(offset, target.shape, strict=True))]
+    target.copy_(own)
+
+
+def _deviation(key: str, shape: tuple[int, ...], layers: int) -> float:
+    if key.startswith("projector."):
+        return 1.0 / math.sqrt(shape[1])
+    if key.endswith(_RESIDUAL_MATRICES):
+        return _STANDARD_DEVIATION / math.sqrt(2 * layers)
+    return _STANDARD_DEVIATION

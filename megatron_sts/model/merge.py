@@ -1,0 +1,41 @@
+"""Which visual tokens land on which rows of this rank's sequence chunk, and their merge into the text.
+
+Shapes: s the chunk's length, b micro-batch, h hidden size, n images, k visual tokens kept per image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VisualRows:
+    """Visual tokens of one chunk, one entry each: where a token comes from and where it goes.
+
+    image, token: index of the image in the micro-batch and of the token in the tower's output.
+    position, row: index in the chunk and in the micro-batch.
+    """
+
+    image: Tensor
+    token: Tensor
+    position: Tensor
+    row: Tensor
+
+
+def visual_rows(
+    image_rows: Tensor, image_starts: Tensor, kept_tokens: tuple[int, ...], start: int, end: int
+) -> VisualRows:
+    """The kept visual tokens whose position lies in [start, end).
+
+    image_rows, image_starts [n]: each image's row in the micro-batch and the position of its first slot.
+    """
+    kept = torch.tensor(kept_tokens, dtype=torch.int64, device=image_rows.device)
+    positions = image_starts[:, None] + torch.arange(len(kept_tokens), device=image_rows.device)
+    image, slot = ((positions >= start) & (positions < end)).nonzero(as_tuple=True)
+    return VisualRows(image, kept[slot], positions[image, slot] - start, image_rows[image])
+
+
+def merge(text: Tensor, visual: Tensor, rows: VisualRows) -> Tensor:
+    """Write visual embeddings [v, h] over their slots in the text embeddings [s, b, h]; returns a new tensor."""
+    return text.index_put((rows.position, rows.row), visual.to(text.dtype))

@@ -1,0 +1,131 @@
+"""The multimodal language model of one pipeline chunk: tower, compressor, projector and merge before a GPTModel.
+
+It only wires. The compressor is the selection of rows in merge.py by the plan's kept tokens: what is dropped is
+never projected nor moved (arXiv 2509.18150, Visual Token Compressor).
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import sharded_state_dict_default
+from torch import Tensor
+
+from megatron_sts.data import Batch
+from megatron_sts.model.merge import merge, visual_rows
+from megatron_sts.model.projector import Projector
+from megatron_sts.model.skippable_layer import hand_down_plan
+from megatron_sts.model.vision import VisionTower
+from megatron_sts.parallel.sequence import own_chunk
+from megatron_sts.sts import StepPlan
+
+
+class MultimodalModel(MegatronModule):
+    """One pipeline chunk of the model; the first chunk also holds the tower and the projector.
+
+    Checkpoint keys: the language model's are megatron-core's own, without a prefix; then `projector.` and
+    `vision.` with the Hugging Face encoder's names.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        language: GPTModel,
+        groups: ProcessGroupCollection,
+        vision: VisionTower | None = None,
+        projector: Projector | None = None,
+    ):
+        super().__init__(config=config)
+        assert (vision is None) == (projector is None)
+        self.language = language
+        self.vision = vision
+        self.projector = projector
+        self.pg_collection = groups
+        # Read by megatron-core's schedules and gradient finalisation through the chunk.
+        self.pre_process = language.pre_process
+        self.post_process = language.post_process
+        self.vp_stage = language.vp_stage
+        self.share_embeddings_and_output_weights = language.share_embeddings_and_output_weights
+        self.model_type = language.model_type
+        self._plan: StepPlan | None = None
+
+    def set_plan(self, plan: StepPlan) -> None:
+        """Hand the step's plan down: to the layers, and to the selection of visual tokens."""
+        self._plan = plan
+        hand_down_plan(self.language.decoder.layers, plan)
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        """Take the hidden states [s, b, h] from the previous pipeline stage (called by the schedules)."""
+        self.language.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> Tensor:
+        """The tied embedding, whose gradients megatron-core sums over the first and the last stage."""
+        return self.language.shared_embedding_or_output_weight()
+
+    def forward(self, batch: Batch | None, labels: Tensor | None = None) -> Tensor:
+        """One micro-batch through this chunk.
+
+        1. First chunk: embed the text, select, project and merge the visual tokens of the own sequence chunk.
+        2. Run the chunk's layers; those that the plan skips are the identity.
+        3. Last chunk: with labels [b, s] the loss per token [b, s], without the logits [b, s, V / t].
+        Other chunks return hidden states [s, b, h] (s divided by t under sequence parallelism).
+        """
+        embedded = None
+        if self.pre_process:
+            assert batch is not None
+            embedded = self._embed(batch)
+        return self.language(
+            input_ids=None, position_ids=None, attention_mask=None, decoder_input=embedded, labels=labels
+        )
+
+    def _embed(self, batch: Batch) -> Tensor:
+        assert self._plan is not None and self.projector is not None and self.vision is not None
+        text = self.language.embedding(input_ids=batch.tokens, position_ids=None)
+        length = batch.tokens.size(1)
+        start, end = 0, length
+        if self.config.sequence_parallel:
+            start, end = own_chunk(length, self.pg_collection.tp.rank(), self.pg_collection.tp.size())
+        visual = None
+        if batch.pixels is not None:
+            assert batch.visual_tokens == self._plan.visual_tokens
+            rows = visual_rows(batch.image_rows, batch.image_starts, self._plan.kept_tokens, start, end)
+            features = self._features(batch.pixels)
+            if rows.image.numel():
+                visual = merge(text, self.projector(features[rows.image, rows.token]), rows)
+        if visual is not None:
+            return visual
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.projector.parameters()):
+            # No visual token here: one row weighted with zero, so that every gradient arrives everywhere.
+            return text + 0.0 * self.projector(self._one_row()).sum()
+        return text
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        assert self.vision is not None
+        trained = any(parameter.requires_grad for parameter in self.vision.parameters())
+        dtype = next(self.vision.parameters()).dtype
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            return self.vision(pixels.to(dtype))
+
+    def _one_row(self) -> Tensor:
+        assert self.projector is not None
+        weight = self.projector.linear_1.weight
+        return torch.zeros(1, weight.size(1), dtype=weight.dtype, device=weight.device)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Sharded tensors of the chunk: by this module's own names, each with its key in a checkpoint (see the class)."""
+        assert not prefix
+        language = self.language.sharded_state_dict(sharded_offsets=sharded_offsets, metadata=metadata)
+        state = {f"language.{name}": tensor for name, tensor in language.items()}
+        if self.projector is not None and self.vision is not None:
+            parts = (("projector.", "projector.", self.projector), ("vision.encoder.", "vision.", self.vision.encoder))
+            for own_prefix, key_prefix, module in parts:
+                sharded = sharded_state_dict_default(
+                    module, key_prefix, sharded_offsets, metadata, tp_group=self.pg_collection.tp
+                )
+                state |= {f"{own_prefix}{name.removeprefix(key_prefix)}": tensor for name, tensor in sharded.items()}
+        return state

@@ -1,0 +1,42 @@
+"""A transformer layer that the StepPlan can skip (arXiv 2509.18150, Layer Dynamic Skipper)."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+
+from megatron_sts.sts import StepPlan
+
+
+class SkippableTransformerLayer(TransformerLayer):
+    """megatron-core's TransformerLayer; where the plan skips it, the identity, forward and backward.
+
+    Contract: `train/optimizer.py` leaves the weights and moments of a skipped layer alone in that step.
+    """
+
+    skipped = False
+    copies_input = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """hidden_states [s, b, h] -> ([s, b, h], context)."""
+        if not self.skipped:
+            return super().__call__(*args, **kwargs)
+        hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        if self.copies_input:
+            hidden_states = hidden_states.clone()
+        return hidden_states, kwargs.get("context")
+
+
+def hand_down_plan(layers: Iterable[SkippableTransformerLayer], plan: StepPlan) -> None:
+    """Tell the layers of one model chunk whether they run in the step.
+
+    Called before the step, not per micro-batch: recomputation in the backward pass meets the same decision.
+    """
+    layers = list(layers)
+    for layer in layers:
+        layer.skipped = (layer.layer_number - 1) in plan.skipped_layers
+    if layers:
+        # The schedules free what a stage has sent on. A stage that skips all its layers would hand on, and
+        # free, the very tensor it received.
+        layers[0].copies_input = all(layer.skipped for layer in layers)

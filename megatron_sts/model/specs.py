@@ -1,0 +1,59 @@
+"""Layer specs: which modules megatron-core builds the language model from."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import get_pg_rank
+
+from megatron_sts.model.attention import CausalAttention
+from megatron_sts.model.norm import PlainRMSNorm
+from megatron_sts.model.skippable_layer import SkippableTransformerLayer
+from megatron_sts.parallel.device import has_gpu
+
+
+def uses_transformer_engine() -> bool:
+    """Whether layers are built from Transformer Engine: where it is installed and there is a GPU."""
+    return has_gpu() and find_spec("transformer_engine") is not None
+
+
+def block_spec(
+    config: TransformerConfig, groups: ProcessGroupCollection, virtual_stage: int | None
+) -> TransformerBlockSubmodules:
+    """The layers and final norm of one model chunk, every layer skippable.
+
+    Transformer Engine's modules on a GPU that has it, else megatron-core's own with torch's attention and norm.
+    Both give the same checkpoint keys.
+    """
+    if uses_transformer_engine():
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
+    else:
+        layer, norm = _plain_layer_spec(), PlainRMSNorm
+    skippable = replace(layer, module=SkippableTransformerLayer)
+    count = get_num_layers_to_build(config, virtual_stage, get_pg_rank(groups.pp))
+    return TransformerBlockSubmodules(layer_specs=[skippable] * count, layer_norm=norm)
+
+
+def _plain_layer_spec() -> ModuleSpec:
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    attention = layer.submodules.self_attention
+    return replace(
+        layer,
+        submodules=replace(
+            layer.submodules,
+            input_layernorm=PlainRMSNorm,
+            pre_mlp_layernorm=PlainRMSNorm,
+            self_attention=replace(
+                attention, submodules=replace(attention.submodules, core_attention=CausalAttention)
+            ),
+        ),
+    )

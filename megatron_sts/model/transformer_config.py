@@ -1,0 +1,63 @@
+"""megatron-core's TransformerConfig from a recipe."""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_sts.config import Recipe
+from megatron_sts.parallel.device import has_gpu
+from megatron_sts.parallel.layout import pipeline_layout
+
+PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def transformer_config(recipe: Recipe) -> TransformerConfig:
+    """The language model's TransformerConfig: RMSNorm, SwiGLU, rotary, grouped queries, no dropout, no bias."""
+    language, parallel = recipe.architecture.language, recipe.parallel
+    gpu = has_gpu()
+    interleaved = parallel.virtual_pipeline > 1
+    layout = pipeline_layout(language.layers, parallel)
+    recompute = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    }[recipe.recompute]
+    return TransformerConfig(
+        num_layers=language.layers,
+        hidden_size=language.hidden_size,
+        ffn_hidden_size=language.ffn_hidden_size,
+        num_attention_heads=language.attention_heads,
+        num_query_groups=language.query_groups,
+        kv_channels=language.hidden_size // language.attention_heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=language.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        sequence_parallel=parallel.sequence_parallel,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,
+        pipeline_model_parallel_layout=layout,
+        context_parallel_size=parallel.context,
+        params_dtype=PARAMETER_DTYPES[recipe.precision],
+        pipeline_dtype=PARAMETER_DTYPES[recipe.precision],
+        bf16=recipe.precision == "bf16",
+        # The loss function returns sums and token counts: gradients become means over supervised tokens.
+        calculate_per_token_loss=True,
+        # Weights come from a checkpoint or from model/initialize.py, which draws the same for every layout.
+        perform_initialization=False,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=gpu,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        # With gloo and virtual stages, deallocated outputs are still being sent: wrong losses.
+        deallocate_pipeline_outputs=gpu,
+        # Without overlap, interleaved stages exchange wrong tensors on gloo.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        **recompute,
+    )

@@ -1,0 +1,98 @@
+"""The vision tower: any Hugging Face vision encoder, run only up to the feature layer that is used."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, CLIPVisionConfig, PreTrainedModel, SiglipVisionConfig
+
+from megatron_sts.config import VisionArchitecture
+from megatron_sts.errors import ConfigError
+
+
+class _FeaturesReady(Exception):
+    """Carries the features out of the encoder, past the layers that nobody reads."""
+
+    def __init__(self, features: Tensor):
+        self.features = features
+
+
+class VisionTower(torch.nn.Module):
+    """A vision encoder whose features are the output of its layer number `used_layers`.
+
+    Shapes: n images, v visual tokens, w tower width.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, vision: VisionArchitecture):
+        super().__init__()
+        self.encoder = encoder
+        self._drop_class_token = vision.feature_select == "default"
+        _layers(encoder)[vision.used_layers - 1].register_forward_hook(self._stop)
+
+    @staticmethod
+    def _stop(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        raise _FeaturesReady(output if isinstance(output, Tensor) else output[0])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [n, 3, H, W] -> features [n, v, w]."""
+        try:
+            self.encoder(pixel_values=pixels)
+        except _FeaturesReady as ready:
+            return ready.features[:, 1:] if self._drop_class_token else ready.features
+        raise AssertionError("the encoder ended before its feature layer")
+
+
+def _layers(encoder: PreTrainedModel) -> torch.nn.ModuleList:
+    stacks = [module for name, module in encoder.named_modules() if name.endswith("encoder.layers")]
+    assert len(stacks) == 1 and isinstance(stacks[0], torch.nn.ModuleList)
+    return stacks[0]
+
+
+def _encoder_config(vision: VisionArchitecture) -> CLIPVisionConfig | SiglipVisionConfig:
+    sizes = {
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.ffn_hidden_size,
+        "num_hidden_layers": vision.layers,
+        "num_attention_heads": vision.attention_heads,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+    }
+    if vision.family == "clip":
+        return CLIPVisionConfig(**sizes)
+    config = SiglipVisionConfig(**sizes)
+    config.vision_use_head = False
+    return config
+
+
+def build_tower(vision: VisionArchitecture, directory: Path | None, dtype: torch.dtype, seed: int) -> VisionTower:
+    """The tower with the weights of a Hugging Face directory, or freshly drawn from the seed without one.
+
+    Raises ConfigError where the directory's sizes are not those of the architecture.
+    """
+    if directory is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = AutoModel.from_config(_encoder_config(vision))
+    else:
+        config = _read_encoder_config(vision, directory)
+        encoder = AutoModel.from_pretrained(
+            directory, config=config, trust_remote_code=False, use_safetensors=True, local_files_only=True
+        )
+    return VisionTower(encoder.to(device=torch.cuda.current_device(), dtype=dtype).eval(), vision)
+
+
+def _read_encoder_config(vision: VisionArchitecture, directory: Path) -> CLIPVisionConfig | SiglipVisionConfig:
+    kind = CLIPVisionConfig if vision.family == "clip" else SiglipVisionConfig
+    found = kind.from_pretrained(directory, local_files_only=True)
+    expected = _encoder_config(vision)
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"):
+        if getattr(found, name) != getattr(expected, name):
+            raise ConfigError(
+                f"{directory / 'config.json'} has {name} {getattr(found, name)}, but model.architecture's vision tower "
+                f"has {getattr(expected, name)}; make the architecture agree with the tower"
+            )
+    if vision.family == "siglip":
+        # The attention-pooling head is never used, and a checkpoint without it stays loadable.
+        found.vision_use_head = False
+    return found

@@ -1,0 +1,132 @@
+"""The device that training runs on, and the one file that adapts megatron-core to a machine without a GPU.
+
+megatron-core 0.16 calls torch.cuda directly at a few places. On a CPU those calls are pointed at their CPU
+counterpart here, once, before anything is built; nowhere else does this project patch a library. Each patch says
+which code of megatron-core needs it. On a GPU nothing is patched.
+"""
+
+import functools
+import logging
+import os
+import queue
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_FACTORIES = ("zeros", "ones", "tensor", "empty", "full", "arange", "zeros_like", "ones_like", "empty_like", "full_like")
+
+
+def has_gpu() -> bool:
+    """Whether this machine offers a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def prepare_device() -> torch.device:
+    """Choose this process's device and make megatron-core work on it.
+
+    The GPU named by LOCAL_RANK where there is one, else the CPU. May be called again.
+    """
+    if has_gpu():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+    _adapt_megatron_core_to_cpu()
+    return torch.device("cpu")
+
+
+def backend() -> str:
+    """The collective backend that goes with the device."""
+    return "nccl" if has_gpu() else "gloo"
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held: on the GPU by torch's allocator, on a CPU the resident set."""
+    if has_gpu():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _adapt_megatron_core_to_cpu() -> None:
+    if getattr(torch.cuda.current_device, "megatron_sts_cpu", False):
+        return
+    cpu = torch.device("cpu")
+
+    def current_device() -> torch.device:
+        return cpu
+
+    current_device.megatron_sts_cpu = True  # type: ignore[attr-defined]
+    # Gradient buffers, receive buffers, tensor-parallel layers, the distributed optimizer.
+    torch.cuda.current_device = current_device  # type: ignore[assignment]
+    # p2p_communication after batched transfers, the checkpoint writer before it reads tensors.
+    torch.cuda.synchronize = lambda device=None: None
+    _adapt_random_state()
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    # language_module moves tied embeddings, tensor_parallel/data its batches.
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[assignment]
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[assignment]
+    _adapt_type_names()
+    _adapt_checkpoint_queue()
+
+
+def _adapt_random_state() -> None:
+    """tensor_parallel/random.py keeps the GPU's random state; here the CPU's default generator stands in."""
+    import megatron.core.tensor_parallel.random as megatron_random
+
+    def get_state(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.default_generator.get_state()
+
+    def set_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        torch.default_generator.set_state(state)
+
+    torch.cuda.get_rng_state = get_state
+    torch.cuda.set_rng_state = set_state
+    # torch.manual_seed would call back into torch.cuda.manual_seed.
+    torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)  # type: ignore[assignment]
+    megatron_random._get_cuda_rng_state = get_state
+    megatron_random._set_cuda_rng_state = set_state
+    # It warns that the CPU's state changed, which here is the point.
+    logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A tensor factory that reads device="cuda" as the CPU and does not pin (schedules, clip_grads, optimizer)."""
+
+    @functools.wraps(factory)
+    def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
+        device = kwargs.get("device")
+        if device is not None and str(device).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        if "pin_memory" in kwargs:
+            kwargs.pop("pin_memory")
+        return factory(*args, **kwargs)
+
+    return wrapped
+
+
+def _adapt_type_names() -> None:
+    """clip_grads and the optimizers tell dtypes apart by the names "torch.cuda.*Tensor"."""
+    original = torch.Tensor.type
+
+    def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if not args and not kwargs:
+            return result.replace("torch.", "torch.cuda.", 1)
+        return result
+
+    torch.Tensor.type = type_name  # type: ignore[assignment, method-assign]
+
+
+def _adapt_checkpoint_queue() -> None:
+    """The checkpoint writer hands its results over through a queue in a spawned process, made with CUDA in mind.
+
+    That process imports the program anew: 4 s on the first save, and a hang where the program is not a file. A
+    save that is not asynchronous puts and gets in this very process.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    results: queue.Queue[Any] = queue.Queue()
+    filesystem_async._get_write_results_queue = lambda: results

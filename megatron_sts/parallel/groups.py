@@ -1,0 +1,91 @@
+"""Process groups: start and end of torch.distributed and megatron-core's model-parallel state."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_sts.config import ParallelConfig
+from megatron_sts.parallel.device import backend, prepare_device
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands in the layout: rank and size of every kind of parallelism."""
+
+    rank: int
+    world_size: int
+    tensor_rank: int
+    tensor_size: int
+    pipeline_rank: int
+    pipeline_size: int
+    data_rank: int
+    data_size: int
+
+    @property
+    def first_stage(self) -> bool:
+        """Whether this rank holds the first pipeline stage, with the tower and the embedding."""
+        return self.pipeline_rank == 0
+
+    @property
+    def last_stage(self) -> bool:
+        """Whether this rank holds the last pipeline stage, with the loss."""
+        return self.pipeline_rank == self.pipeline_size - 1
+
+
+def world_size_of_environment() -> int:
+    """Ranks that torchrun started; 1 when a command was started without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start_groups(parallel: ParallelConfig, seed: int, timeout_minutes: float = 10.0) -> Place:
+    """Join the process group (once) and lay the model-parallel groups over it.
+
+    Without torchrun's environment variables a group of one process is made.
+    """
+    prepare_device()
+    if not dist.is_initialized():
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+            os.environ.setdefault(name, value)
+        dist.init_process_group(backend(), timeout=timedelta(minutes=timeout_minutes))
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+    )
+    # The model has no dropout; megatron-core still forks this state around its tensor-parallel regions.
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    return place()
+
+
+def place() -> Place:
+    """This process's place in the groups that `start_groups` made."""
+    return Place(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+    )
+
+
+def group_collection() -> ProcessGroupCollection:
+    """megatron-core's own collection of the groups, to hand down to models and schedules."""
+    return ProcessGroupCollection.use_mpu_process_groups()
+
+
+def stop_groups() -> None:
+    """Leave all groups; safe to call when none were made."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,66 @@
+"""torch's AdamW with one step count for all parameters, as Transformer Engine's and apex's Adam have it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class SharedStepAdamW(torch.optim.AdamW):
+    """AdamW whose bias-correction step is kept per parameter group, not per parameter.
+
+    A layer that a step skips keeps its weights and moments, but the step count goes on for all: megatron-core saves
+    one count, and torch's own per-parameter counts would drift apart and could not be saved. Moments exist from the
+    start, so that an optimiser which has not stepped yet can be saved and loaded into.
+    """
+
+    def __init__(self, params: Any, **defaults: Any):
+        super().__init__(params, **defaults)
+        for group in self.param_groups:
+            group["step"] = 0
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of the parameters that have a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                # torch advances these to the count that this step corrects for.
+                self.state[parameter]["step"] = torch.tensor(float(group["step"]))
+        super().step()
+        for group in self.param_groups:
+            group["step"] += 1
+            for parameter in group["params"]:
+                del self.state[parameter]["step"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's AdamW writes it: megatron-core reads the count from each parameter's state."""
+        state = super().state_dict()
+        counts = {number: group["step"] for group in state["param_groups"] for number in group["params"]}
+        state["state"] = {
+            number: {**moments, "step": torch.tensor(float(counts[number]))}
+            for number, moments in state["state"].items()
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes a state as torch's AdamW writes it; all counts must be equal."""
+        moments = {
+            number: {name: value for name, value in values.items() if name != "step"}
+            for number, values in state_dict["state"].items()
+        }
+        counts = {int(_number(values["step"])) for values in state_dict["state"].values() if "step" in values}
+        assert len(counts) <= 1, f"one step count is shared by all parameters, found {sorted(counts)}"
+        super().load_state_dict({**state_dict, "state": moments})
+        for group in self.param_groups:
+            group["step"] = counts.pop() if counts else int(_number(group.get("step", 0)))
+            counts.add(group["step"])
+
+
+def _number(value: float | Tensor) -> float:
+    return float(value.item() if isinstance(value, Tensor) else value)

@@ -1,0 +1,41 @@
+"""The figures of one training step, as metrics.jsonl has them."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """One line of metrics.jsonl.
+
+    step: 1-based, steps done. tokens_per_second: positions of the global batch that are not padding, per second.
+    visual_tokens_kept, visual_tokens_total: over the global batch. layers_skipped: 0-based layer numbers.
+    flops_dense: of the same samples with every layer and every visual token. dropped_step: nothing was updated.
+    """
+
+    stage: str
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    step_time_s: float
+    tokens_per_second: float
+    sequence_length: int
+    visual_tokens_kept: int
+    visual_tokens_total: int
+    layers_skipped: list[int]
+    flops_dense: float
+    flops_executed: float
+    dropped_step: bool
+
+    def record(self) -> dict[str, Any]:
+        """Plain values under the fixed keys."""
+        return asdict(self)
+
+    def scalars(self) -> dict[str, float]:
+        """The figures a plotting service takes: numbers only."""
+        numbers = {name: value for name, value in self.record().items() if isinstance(value, int | float)}
+        return {name: float(value) for name, value in numbers.items() if name != "step"} | {
+            "layers_skipped": float(len(self.layers_skipped)),
+            "flops_saved": 1.0 - self.flops_executed / self.flops_dense,
+        }

@@ -1,0 +1,133 @@
+"""The training loop of one stage."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.errors import CheckpointError
+from megatron_sts.model.build import build_chunks, freeze, wrap
+from megatron_sts.parallel.groups import Place, group_collection
+from megatron_sts.sts import StepPlan
+from megatron_sts.train.checkpoint import (
+    check_resumable,
+    checkpoints_of_stage,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
+from megatron_sts.train.figures import StepFigures
+from megatron_sts.train.optimizer import StageOptimizer
+from megatron_sts.train.progress import Progress
+from megatron_sts.train.stage_data import StageData
+from megatron_sts.train.step import StepResult, TrainStep
+
+# A checkpoint of every so many dropped steps would hide a broken run.
+_DROPPED_IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a stage begins: the checkpoint to load (None: fresh weights) and the steps of this stage it has done."""
+
+    checkpoint: Path | None
+    step: int
+    resumes: bool
+
+
+def train_stage(recipe: Recipe, stage: StageConfig, data: StageData, start: Start, place: Place) -> None:
+    """Train one stage from its start to its end, on all ranks together, and leave a checkpoint of its end."""
+    if start.step == data.total_steps:
+        return
+    groups = group_collection()
+    chunks = build_chunks(recipe, groups)
+    freeze(chunks, stage.trains)
+    if start.checkpoint is not None and not start.resumes:
+        load_checkpoint(start.checkpoint, chunks)
+    wrapped = wrap(chunks, recipe, groups)
+    optimizer = StageOptimizer(recipe, stage, data.total_steps, chunks, wrapped)
+    if start.checkpoint is not None and start.resumes:
+        load_checkpoint(start.checkpoint, chunks, optimizer, start.step)
+    step_runner = TrainStep(chunks, wrapped, optimizer, groups, place)
+
+    layers = recipe.architecture.language.layers
+    micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
+    # The last stage knows the loss and rank 0 is told it; metrics have one writer.
+    with Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress:
+        progress.say(_opening(stage, data, start, place))
+        dropped = 0
+        began = time.perf_counter()
+        for step, batches in enumerate(data.batches(place, start.step), start=start.step):
+            plan = data.planner.plan(step)
+            rate = optimizer.learning_rate
+            result = step_runner.run(plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
+            now = time.perf_counter()
+            progress.record(_figures(stage, data, plan, result, rate, now - began))
+            began = now
+
+            dropped = dropped + 1 if result.dropped else 0
+            if dropped == _DROPPED_IN_A_ROW:
+                raise CheckpointError(
+                    f"stage {stage.name}: loss or gradient was not finite in {dropped} steps in a row, up to step "
+                    f"{step + 1}; lower its learning_rate, or look at the data of these steps"
+                )
+            done, every = step + 1, recipe.checkpoint.every_steps
+            if done == data.total_steps or (every is not None and done % every == 0):
+                path = save_checkpoint(recipe, stage.name, done, chunks, optimizer)
+                progress.say(f"{stage.name} {done}/{data.total_steps} | checkpoint {path}")
+
+
+def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) -> str:
+    origin = f"from {start.checkpoint}" if start.checkpoint is not None else "from fresh weights"
+    return (
+        f"{stage.name}: {len(data.samples):,} samples, {data.total_steps:,} steps of {stage.batch.global_size}, "
+        f"trains {', '.join(stage.trains)}; tensor {place.tensor_size} x pipeline {place.pipeline_size} x "
+        f"data {place.data_size}; {origin}"
+        + (f", after step {start.step}" if start.resumes else "")
+    )
+
+
+def _figures(
+    stage: StageConfig, data: StageData, plan: StepPlan, result: StepResult, rate: float, seconds: float
+) -> StepFigures:
+    shape = data.shape(plan)
+    executed, dense = data.flops(plan)
+    return StepFigures(
+        stage=stage.name,
+        step=plan.step + 1,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        learning_rate=rate,
+        step_time_s=seconds,
+        tokens_per_second=shape.tokens / seconds,
+        sequence_length=shape.length,
+        visual_tokens_kept=shape.images * plan.visual_tokens,
+        visual_tokens_total=shape.images * plan.total_visual_tokens,
+        layers_skipped=sorted(plan.skipped_layers),
+        flops_dense=dense.total,
+        flops_executed=executed.total,
+        dropped_step=result.dropped,
+    )
+
+
+def find_start(recipe: Recipe, stage_number: int, total_steps: int) -> Start:
+    """Where a stage begins: its own newest checkpoint, else the previous stage's end, else `model.init`.
+
+    Raises CheckpointError where the recipe differs from the checkpoint's, or the previous stage has not ended.
+    """
+    stage = recipe.stages[stage_number]
+    if own := checkpoints_of_stage(recipe, stage.name):
+        newest = read_checkpoint(own[-1])
+        check_resumable(newest, recipe)
+        assert newest.step <= total_steps
+        return Start(newest.path, newest.step, resumes=True)
+    if stage_number == 0:
+        return Start(recipe.model.init, 0, resumes=False)
+    previous = recipe.stages[stage_number - 1]
+    ended = checkpoints_of_stage(recipe, previous.name)
+    if not ended:
+        raise CheckpointError(
+            f"stage {stage.name} begins where {previous.name} ends, but {recipe.output_dir} has no checkpoint of "
+            f"{previous.name}; train it first, or remove --stage"
+        )
+    return Start(ended[-1], 0, resumes=False)

@@ -1,0 +1,202 @@
+"""The optimiser of a stage: megatron-core's, with a learning rate per part, leaving skipped layers alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
+
+from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.parallel.device import has_gpu
+from megatron_sts.train.adam import SharedStepAdamW
+
+_GROUP_RATES = ("max_lr", "min_lr", "lr_mult", "wd_mult")
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """grad_norm: of the whole model before clipping. updated: False where the gradients were not finite."""
+
+    grad_norm: float
+    updated: bool
+
+
+class StageOptimizer:
+    """Steps the trained parameters of a stage."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: StageConfig,
+        total_steps: int,
+        chunks: list[MultimodalModel],
+        wrapped: list[DistributedDataParallel],
+    ):
+        self._clip_grad = recipe.optimizer.clip_grad
+        self.inner = _build(recipe, stage, wrapped)
+        self._parameters_by_layer = _parameters_by_layer(self.inner, chunks)
+        self._group_rates = [{name: group[name] for name in _GROUP_RATES} for group in self.inner.param_groups]
+        self._scheduler = _scheduler(recipe, stage, total_steps, self.inner)
+        # Step t trains with the rate of count t + 1: neither the first nor the last step has the rate zero.
+        self._scheduler.step(1)
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether this rank trains anything; False on pipeline ranks whose parts are all frozen."""
+        return any(group["params"] for group in self.inner.param_groups)
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest rate of any part in the coming step."""
+        return max(group["lr"] for group in self.inner.param_groups)
+
+    def learning_rates(self) -> list[tuple[float, float]]:
+        """(highest rate, rate of the coming step) of each parameter group, in order."""
+        return [(group["max_lr"], group["lr"]) for group in self.inner.param_groups]
+
+    def zero_grad(self) -> None:
+        """Forget the last step's gradients."""
+        self.inner.zero_grad()
+
+    @torch.no_grad()
+    def update(self, skipped_layers: frozenset[int]) -> UpdateResult:
+        """Update from the reduced gradients; every rank takes the same decision.
+
+        Weights and moments of the skipped layers (0-based) stay bitwise as they are. Where the gradient norm is
+        not finite nothing is changed.
+        """
+        self.inner.prepare_grads()
+        grad_norm = float(self.inner.get_grad_norm())
+        updated = bool(torch.isfinite(torch.tensor(grad_norm)))
+        if updated:
+            if self._clip_grad > 0:
+                for optimizer in self.inner.chained_optimizers:
+                    if parameters := optimizer.get_parameters():
+                        clip_grad_by_total_norm_fp32(parameters, self._clip_grad, grad_norm)
+            for layer in skipped_layers:
+                # Without a gradient an optimiser passes a parameter over; a gradient of zero would still move it.
+                for parameter in self._parameters_by_layer.get(layer, ()):
+                    parameter.grad = None
+            self.inner.step_with_ready_grads()
+        self._scheduler.step(1)
+        return UpdateResult(grad_norm, updated)
+
+    def sharded_state_dict(self, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
+        """The optimiser's state as sharded tensors that load into any layout; empty where nothing is trained."""
+        if not self.has_parameters:
+            return {}
+        return self.inner.sharded_state_dict(
+            model_state, is_loading=is_loading, metadata={"distrib_optim_sharding_type": "fully_reshardable"}
+        )
+
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Take up a loaded state at a 0-based step of the stage."""
+        if self.has_parameters:
+            self.inner.load_state_dict(state)
+        # megatron-core tells loaded groups apart by few of their properties: put each group's own rates back.
+        for group, rates in zip(self.inner.param_groups, self._group_rates, strict=True):
+            group.update(rates)
+        self._scheduler.num_steps = 0
+        self._scheduler.step(step + 1)
+
+
+def _build(recipe: Recipe, stage: StageConfig, wrapped: list[DistributedDataParallel]) -> ChainedOptimizer:
+    settings, rates = recipe.optimizer, stage.learning_rate.rates
+    highest = max(rates.values())
+    minimum_ratio = stage.learning_rate_schedule.minimum_ratio
+    config = OptimizerConfig(
+        optimizer=settings.kind,
+        lr=highest,
+        min_lr=highest * minimum_ratio,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.epsilon,
+        sgd_momentum=settings.momentum,
+        clip_grad=settings.clip_grad,
+        bf16=recipe.precision == "bf16",
+        params_dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
+        use_distributed_optimizer=settings.distributed,
+    )
+    overrides = get_standard_config_overrides(config)
+    for part, rate in rates.items():
+        key = ParamKey(with_name_predicate=ParamWithNamePredicate(part, _named_part(part)))
+        # lr_mult has no effect on the rate; it is one of the few properties by which loaded groups are told apart.
+        overrides[key] = {"max_lr": rate, "min_lr": rate * minimum_ratio, "lr_mult": rate / highest}
+    optimizer = get_megatron_optimizer(config, wrapped, overrides, use_gloo_process_groups=has_gpu())
+    for inner in optimizer.chained_optimizers:
+        if type(inner.optimizer) is torch.optim.AdamW:
+            groups, defaults = inner.optimizer.param_groups, inner.optimizer.defaults
+            inner.optimizer = SharedStepAdamW(
+                groups, lr=defaults["lr"], betas=defaults["betas"], eps=defaults["eps"], weight_decay=defaults["weight_decay"]
+            )
+    return optimizer
+
+
+def _named_part(part: str):
+    return lambda parameter, name: f".{part}." in f".{name}"
+
+
+def _scheduler(
+    recipe: Recipe, stage: StageConfig, total_steps: int, optimizer: MegatronOptimizer
+) -> OptimizerParamScheduler:
+    schedule = stage.learning_rate_schedule
+    highest = max(stage.learning_rate.rates.values())
+    warmup = schedule.warmup_steps if schedule.warmup_steps is not None else round(total_steps * schedule.warmup_ratio)
+    weight_decay = recipe.optimizer.weight_decay
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=highest,
+        min_lr=highest * schedule.minimum_ratio,
+        lr_warmup_steps=min(warmup, total_steps),
+        lr_decay_steps=total_steps + 1,
+        lr_decay_style=schedule.decay,
+        start_wd=weight_decay,
+        end_wd=weight_decay,
+        wd_incr_steps=total_steps,
+        wd_incr_style="constant",
+    )
+
+
+def _parameters_by_layer(optimizer: ChainedOptimizer, chunks: list[MultimodalModel]) -> dict[int, list[Tensor]]:
+    """The tensors that the base optimiser steps, by 0-based language layer."""
+    stepped = {id(model): main for inner in optimizer.chained_optimizers for model, main in _stepped_tensors(inner)}
+    return {
+        layer.layer_number - 1: [stepped[id(p)] for p in layer.parameters() if id(p) in stepped]
+        for chunk in chunks
+        for layer in chunk.language.decoder.layers
+    }
+
+
+def _stepped_tensors(optimizer: MegatronOptimizer) -> Iterator[tuple[Tensor, Tensor]]:
+    """(model parameter, tensor that the base optimiser steps in its place) for each of this rank's."""
+    if isinstance(optimizer, DistributedOptimizer):
+        pairs = (
+            (optimizer.model_float16_groups, optimizer.shard_fp32_from_float16_groups),
+            (optimizer.model_fp32_groups, optimizer.shard_fp32_groups),
+        )
+        for model_groups, main_groups in pairs:
+            for models, mains in zip(model_groups, main_groups, strict=True):
+                yield from zip(models, mains, strict=True)
+        return
+    by_main = {id(main): model for model, main in _half_precision_pairs(optimizer)}
+    for group in optimizer.param_groups:
+        for main in group["params"]:
+            yield by_main.get(id(main), main), main
+
+
+def _half_precision_pairs(optimizer: MegatronOptimizer) -> Iterator[tuple[Tensor, Tensor]]:
+    for models, mains in zip(
+        getattr(optimizer, "float16_groups", ()), getattr(optimizer, "fp32_from_float16_groups", ()), strict=True
+    ):
+        yield from zip(models, mains, strict=True)

@@ -1,0 +1,132 @@
+"""Shows and records a run: a line on the terminal, metrics.jsonl, TensorBoard and Weights & Biases."""
+
+import json
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+
+from megatron_sts.config import Recipe
+from megatron_sts.errors import ConfigError
+from megatron_sts.parallel.device import peak_memory_bytes
+from megatron_sts.train.figures import StepFigures
+
+METRICS_FILE = "metrics.jsonl"
+_SMOOTHED_STEPS = 20
+
+
+class Progress:
+    """The figures of one stage; made on the rank that speaks for the run, silent elsewhere."""
+
+    def __init__(self, recipe: Recipe, stage: str, first_step: int, total_steps: int, layers: int, speaks: bool):
+        self._speaks = speaks
+        self._every = recipe.logging.every_steps
+        self._total_steps = total_steps
+        self._layers = layers
+        self._step_times: deque[float] = deque(maxlen=_SMOOTHED_STEPS)
+        self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self._metrics: TextIO | None = None
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if speaks:
+            recipe.output_dir.mkdir(parents=True, exist_ok=True)
+            metrics = recipe.output_dir / METRICS_FILE
+            forget_steps_after(metrics, stage, first_step)
+            self._metrics = metrics.open("a")
+            self._tensorboard = _tensorboard(recipe, stage, first_step)
+            self._wandb = _wandb(recipe)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for sink in (self._metrics, self._tensorboard):
+            if sink is not None:
+                sink.close()
+
+    def say(self, text: str) -> None:
+        """A line of plain talk."""
+        if self._speaks:
+            self._console.print(text, markup=False)
+
+    def record(self, figures: StepFigures) -> None:
+        """Take in one step's figures."""
+        self._step_times.append(figures.step_time_s)
+        if self._metrics is None:
+            return
+        self._metrics.write(json.dumps(figures.record()) + "\n")
+        self._metrics.flush()
+        scalars = figures.scalars()
+        if self._tensorboard is not None:
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(f"{figures.stage}/{name}", value, figures.step)
+        if self._wandb is not None:
+            self._wandb.log({f"{figures.stage}/{name}": value for name, value in scalars.items()})
+        if figures.step % self._every == 0 or figures.step == self._total_steps:
+            self.say(self._line(figures))
+
+    def _line(self, figures: StepFigures) -> str:
+        per_step = sum(self._step_times) / len(self._step_times)
+        left = per_step * (self._total_steps - figures.step)
+        saved = 1.0 - figures.flops_executed / figures.flops_dense
+        parts = [
+            f"{figures.stage} {figures.step}/{self._total_steps}",
+            f"loss {figures.loss:.4f}",
+            f"rate {figures.learning_rate:.2e}",
+            f"grad norm {figures.grad_norm:.3f}",
+            f"{figures.tokens_per_second:,.0f} tokens/s",
+            f"layers {self._layers - len(figures.layers_skipped)}/{self._layers}",
+            f"visual tokens {figures.visual_tokens_kept}/{figures.visual_tokens_total}",
+            f"FLOPs saved {saved:.0%}",
+            f"memory {peak_memory_bytes() / 2**30:.1f} GiB",
+            f"left {time.strftime('%H:%M:%S', time.gmtime(left)) if left < 86400 else f'{left / 86400:.1f} days'}",
+        ]
+        if figures.dropped_step:
+            parts.append("DROPPED: loss or gradient not finite")
+        return " | ".join(parts)
+
+
+def forget_steps_after(metrics: Path, stage: str, step: int) -> None:
+    """Drop a stage's lines after `step`: what was done after the last checkpoint is done again."""
+    if not metrics.is_file():
+        return
+    lines = metrics.read_text().splitlines()
+    kept = [line for line in lines if not _is_after(line, stage, step)]
+    if len(kept) < len(lines):
+        metrics.write_text("".join(f"{line}\n" for line in kept))
+
+
+def _is_after(line: str, stage: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        # The line that a killed run was writing.
+        return True
+    return record["stage"] == stage and record["step"] > step
+
+
+def _tensorboard(recipe: Recipe, stage: str, first_step: int) -> Any:
+    if not recipe.logging.tensorboard:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(recipe.output_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+
+
+def _wandb(recipe: Recipe) -> Any:
+    if recipe.logging.wandb_project is None:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "logging.wandb_project is set but wandb is not installed; "
+            "install it with `pip install megatron_sts[wandb]` or remove the key"
+        ) from None
+    return wandb.init(
+        project=recipe.logging.wandb_project, dir=str(recipe.output_dir), config=recipe.resolved(), resume="allow"
+    )

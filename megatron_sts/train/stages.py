@@ -1,0 +1,52 @@
+"""All stages of a recipe, one after another; each begins from the checkpoint that the one before it left."""
+
+import gc
+
+from megatron_sts.config import Recipe, check_world, resolved_yaml
+from megatron_sts.errors import CheckpointError
+from megatron_sts.parallel.groups import start_groups, stop_groups, world_size_of_environment
+from megatron_sts.train.checkpoint import checkpoint_root, read_checkpoint
+from megatron_sts.train.loop import find_start, train_stage
+from megatron_sts.train.stage_data import StageData
+
+RECIPE_FILE = "recipe.yaml"
+
+
+def train(recipe: Recipe, only_stage: str | None = None) -> None:
+    """Train the recipe's stages, or one of them, resuming from what `output_dir` holds.
+
+    The data of every stage is read and checked before the first step of any. Raises the errors of the recipe, the
+    data and the checkpoints; on an error no rank is left waiting.
+    """
+    check_world(recipe, world_size_of_environment())
+    numbers = [n for n, stage in enumerate(recipe.stages) if only_stage in (None, stage.name)]
+    if only_stage is not None:
+        recipe.stage(only_stage)
+    if recipe.model.init is not None:
+        read_checkpoint(recipe.model.init)
+    place = start_groups(recipe.parallel, recipe.seed)
+    if place.rank == 0:
+        checkpoint_root(recipe).mkdir(parents=True, exist_ok=True)
+        (recipe.output_dir / RECIPE_FILE).write_text(resolved_yaml(recipe))
+    datas = {number: StageData(recipe, recipe.stages[number]) for number in numbers}
+    for number, data in datas.items():
+        start = find_start(recipe, number, data.total_steps)
+        _check_previous_ended(recipe, number, start.checkpoint is not None and not start.resumes, datas)
+        train_stage(recipe, recipe.stages[number], data, start, place)
+        # Buffers and hooks of a stage refer to each other; the next stage needs their memory.
+        gc.collect()
+    stop_groups()
+
+
+def _check_previous_ended(recipe: Recipe, number: int, continues: bool, datas: dict[int, StageData]) -> None:
+    """The stage before must have ended, also when only this one is asked for."""
+    if number == 0 or not continues:
+        return
+    previous = recipe.stages[number - 1]
+    data = datas.get(number - 1) or StageData(recipe, previous)
+    start = find_start(recipe, number - 1, data.total_steps)
+    if start.step < data.total_steps:
+        raise CheckpointError(
+            f"stage {previous.name} has done {start.step} of {data.total_steps} steps in {recipe.output_dir}; "
+            f"finish it before {recipe.stages[number].name}"
+        )

@@ -1,0 +1,130 @@
+"""One training step: the plan is handed down, micro-batches go through megatron-core's schedule, weights move."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+
+from megatron_sts.data import IGNORED_LABEL, Batch
+from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.parallel.groups import Place
+from megatron_sts.sts import StepPlan
+from megatron_sts.train.optimizer import StageOptimizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave, the same on every rank.
+
+    loss: mean over the supervised tokens of the global batch. grad_norm: before clipping. dropped: the loss or the
+    gradients were not finite, and nothing was updated.
+    """
+
+    loss: float
+    supervised_tokens: int
+    grad_norm: float
+    dropped: bool
+
+
+class TrainStep:
+    """Runs steps on this rank's model chunks."""
+
+    def __init__(
+        self,
+        chunks: list[MultimodalModel],
+        wrapped: list[DistributedDataParallel],
+        optimizer: StageOptimizer,
+        groups: ProcessGroupCollection,
+        place: Place,
+    ):
+        self._chunks = chunks
+        self._wrapped = wrapped
+        self._optimizer = optimizer
+        self._groups = groups
+        self._place = place
+        config = chunks[0].config
+        for chunk in chunks:
+            chunk.config.finalize_model_grads_func = finalize_model_grads
+            chunk.config.grad_scale_func = optimizer.inner.scale_loss
+        self._forward_backward = get_forward_backward_func(
+            config.pipeline_model_parallel_size, config.virtual_pipeline_model_parallel_size
+        )
+
+    def run(self, plan: StepPlan, batches: list[Batch] | None, micro_batches: int, micro: int, length: int) -> StepResult:
+        """One step.
+
+        batches: this rank's micro-batches, None on middle pipeline stages, which read none. micro_batches, micro:
+        their number and size. length: padded sequence length of the step, the same on all ranks.
+        """
+        loss, tokens = self.forward_backward(plan, batches, micro_batches, micro, length)
+        update = self._optimizer.update(plan.skipped_layers)
+        return StepResult(loss, tokens, update.grad_norm, not update.updated)
+
+    def forward_backward(
+        self, plan: StepPlan, batches: list[Batch] | None, micro_batches: int, micro: int, length: int
+    ) -> tuple[float, int]:
+        """Leaves the reduced gradients, as means over supervised tokens; returns (loss, supervised tokens)."""
+        for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
+            chunk.train()
+            if chunk.vision is not None:
+                # A frozen tower is an encoder in evaluation mode; CLIP and SigLIP have no dropout to train with.
+                chunk.vision.eval()
+            chunk.set_plan(plan)
+            wrapped.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        device = torch.cuda.current_device()
+        held = [None] * micro_batches if batches is None else [_on_device(batch, device) for batch in batches]
+        # The interleaved schedule reads the micro-batches once for each of this rank's chunks.
+        iterators = [iter(held) for _ in self._wrapped]
+        losses = self._forward_backward(
+            forward_step_func=_forward_step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self._wrapped,
+            num_microbatches=micro_batches,
+            seq_length=length,
+            micro_batch_size=micro,
+            forward_only=False,
+        )
+        return self._sum_losses(losses)
+
+    def _sum_losses(self, losses: list[dict[str, Tensor]]) -> tuple[float, int]:
+        """Mean loss and supervised tokens over the global batch, known to every rank."""
+        total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
+        if self._place.last_stage and self._place.tensor_rank == 0:
+            for loss in losses:
+                total += loss["loss_and_tokens"].to(total.dtype)
+        dist.all_reduce(total)
+        summed, tokens = total.tolist()
+        return (summed / tokens if tokens else 0.0), int(tokens)
+
+
+def _on_device(batch: Batch, device: Any) -> Batch:
+    moved = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    moved = {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in moved.items()
+    }
+    return replace(batch, **moved)
+
+
+def _forward_step(batches: Iterator[Batch | None], model: DistributedDataParallel) -> tuple[Tensor, Any]:
+    """megatron-core's forward step: (output, function from output to (loss sum, tokens, figures))."""
+    batch = next(batches)
+    if batch is None:
+        return model(None), None
+    labels = batch.labels
+    return model(batch, labels=labels.clamp_min(0)), partial(_loss, labels)
+
+
+def _loss(labels: Tensor, token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """labels, token_losses [b, s] -> summed loss over supervised tokens, their number, both for the log."""
+    supervised = labels != IGNORED_LABEL
+    loss = (token_losses.float() * supervised).sum()
+    tokens = supervised.sum().to(torch.int)
+    return loss, tokens, {"loss_and_tokens": torch.stack([loss.detach(), tokens.to(loss.dtype)])}

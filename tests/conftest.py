@@ -1,0 +1,13 @@
+"""Settings of the whole suite. Ranks are forked from this process, so it must stay free of threads."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# megatron-core's small fusions would each be compiled once a process.
+os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,88 @@
+"""The one way in which tests start ranks: processes forked from the warm pytest process, joined by gloo.
+
+A fork has every import done, so two ranks take well under a second; a real torchrun takes ten.
+"""
+
+import ctypes
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+# Imported here so that every forked rank finds them loaded.
+import megatron_sts.train.stages  # noqa: F401
+
+_PR_SET_PDEATHSIG = 1
+_FORK = multiprocessing.get_context("fork")
+
+
+class RankFailed(AssertionError):
+    """A rank raised; the message holds its traceback."""
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 180.0) -> list[Any]:
+    """Call `function(*arguments)` on each of `world_size` gloo ranks; returns what they return, by rank.
+
+    The first rank that raises ends the others; so does the timeout, in seconds.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        store = str(Path(directory) / "store")
+        pipes, processes = [], []
+        for rank in range(world_size):
+            receiver, sender = _FORK.Pipe(duplex=False)
+            process = _FORK.Process(target=_rank, args=(rank, world_size, store, sender, function, arguments))
+            process.start()
+            sender.close()
+            pipes.append(receiver)
+            processes.append(process)
+        try:
+            return _collect(pipes, processes, time.monotonic() + timeout)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.join()
+
+
+def _collect(pipes: list[Any], processes: list[Any], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
+        ready = multiprocessing.connection.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise RankFailed(f"ranks {sorted(waiting.values())} did not end in time")
+        for pipe in ready:
+            rank = waiting[pipe]
+            try:
+                failure, results[rank] = pipe.recv()
+            except EOFError:
+                processes[rank].join()
+                raise RankFailed(f"rank {rank} ended with exit code {processes[rank].exitcode}") from None
+            if failure is not None:
+                raise RankFailed(f"rank {rank} raised\n{failure}")
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _rank(
+    rank: int, world_size: int, store: str, sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    # A rank, and what it starts in turn, ends with the pytest process also where that is killed.
+    os.setpgrp()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
+    try:
+        dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+        sender.send((None, function(*arguments)))
+    except BaseException:
+        sender.send((traceback.format_exc(), None))
+    sender.close()
+    # Without the interpreter's end: it would wait for gloo's threads.
+    os._exit(0)

@@ -1,0 +1,278 @@
+"""Shows that each check refuses a recipe that breaks it, naming the field, the value found and the remedy."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_sts.config import Recipe, check_recipe
+from megatron_sts.config.checks import ARCHITECTURE_CHECKS, RECIPE_CHECKS, STAGE_CHECKS
+from megatron_sts.errors import ConfigError
+
+VISION, LANGUAGE = "model.architecture.vision", "model.architecture.language"
+SIGLIP = (f"{VISION}.family=siglip", f"{VISION}.feature_select=full")
+
+# (name of the check, overrides that break it, parts of the message)
+BROKEN: list[tuple[str, list[str], list[str]]] = [
+    (
+        "check_vision_sizes",
+        [f"{VISION}.patch_size=96"],
+        [f"{VISION}.patch_size is 96, larger than vision.image_size 84", "at least one patch"],
+    ),
+    (
+        "check_vision_sizes",
+        [f"{VISION}.attention_heads=5"],
+        [f"{VISION}.hidden_size is 64, not divisible by vision.attention_heads 5", "change one"],
+    ),
+    (
+        "check_vision_features",
+        [f"{VISION}.feature_layer=4"],
+        [f"{VISION}.feature_layer is 4", "hidden states 0 to 3 (or -4 to -1)", "choose one"],
+    ),
+    ("check_vision_features", [f"{VISION}.feature_layer=-5"], [f"{VISION}.feature_layer is -5", "-4 to -1"]),
+    (
+        "check_vision_features",
+        [f"{VISION}.family=siglip"],
+        [f"{VISION}.feature_select is 'default'", "siglip has no class token", "feature_select: full"],
+    ),
+    (
+        "check_language_heads",
+        [f"{LANGUAGE}.attention_heads=12"],
+        [f"{LANGUAGE}.hidden_size is 128, not divisible by language.attention_heads 12", "change one"],
+    ),
+    (
+        "check_language_heads",
+        [f"{LANGUAGE}.hidden_size=120"],
+        [f"{LANGUAGE}.hidden_size / language.attention_heads is 15", "make it even"],
+    ),
+    (
+        "check_language_heads",
+        [f"{LANGUAGE}.query_groups=3"],
+        [f"{LANGUAGE}.attention_heads is 8, not divisible by language.query_groups 3", "change one"],
+    ),
+    (
+        "check_not_in_this_version",
+        ["parallel.context=2"],
+        ["parallel.context is 2", "context parallelism is not in this version", "parallel.context: 1"],
+    ),
+    ("check_not_in_this_version", ["precision=fp8"], ["precision is 'fp8'", "Transformer Engine", "bf16"]),
+    (
+        "check_sequence_parallel",
+        ["parallel.sequence_parallel=true"],
+        ["parallel.sequence_parallel is true, but parallel.tensor is 1", "tensor above 1"],
+    ),
+    (
+        "check_tensor_split",
+        ["parallel.tensor=16", f"{LANGUAGE}.query_groups=8"],
+        [
+            f"{LANGUAGE}.attention_heads is 8, not divisible by parallel.tensor 16; change one",
+            f"{LANGUAGE}.query_groups is 8, not divisible by parallel.tensor 16; change one",
+        ],
+    ),
+    (
+        "check_tensor_split",
+        ["parallel.tensor=4", f"{LANGUAGE}.ffn_hidden_size=350"],
+        [f"{LANGUAGE}.ffn_hidden_size is 350, not divisible by parallel.tensor 4"],
+    ),
+    (
+        "check_tensor_split",
+        ["parallel.tensor=4", f"{LANGUAGE}.vocabulary_padding=6", f"{LANGUAGE}.vocabulary_size=301"],
+        ["vocabulary_size 301", "is 306, not divisible by parallel.tensor 4", "a multiple of 4"],
+    ),
+    (
+        "check_pipeline_split",
+        ["parallel.virtual_pipeline=2"],
+        ["parallel.virtual_pipeline is 2, but parallel.pipeline is 1", "set virtual_pipeline: 1"],
+    ),
+    (
+        "check_pipeline_split",
+        ["parallel.pipeline=3"],
+        [f"{LANGUAGE}.layers is 8, not divisible by parallel.pipeline 3", "give parallel.layers_per_stage"],
+    ),
+    (
+        "check_pipeline_split",
+        ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.layers_per_stage=[3,5]"],
+        [
+            "parallel.layers_per_stage has 2 numbers",
+            "2 x parallel.virtual_pipeline 2 = 4",
+            "one number for each",
+        ],
+    ),
+    (
+        "check_pipeline_split",
+        ["parallel.pipeline=2", "parallel.layers_per_stage=[3,4]"],
+        ["parallel.layers_per_stage [3, 4] sums to 7", "layers is 8; make the sum 8"],
+    ),
+    (
+        "check_pipeline_split",
+        ["parallel.pipeline=2", "parallel.layers_per_stage=[0,8]"],
+        ["parallel.layers_per_stage is [0, 8]", "at least 1 layer"],
+    ),
+    (
+        "check_optimizer",
+        ["optimizer.distributed=true", "optimizer.kind=sgd"],
+        ["optimizer.distributed is true with optimizer.kind 'sgd'", "kind: adam"],
+    ),
+    (
+        "check_stage_names",
+        ["stages.align.name=tune"],
+        ["2 stages are named 'tune'", "give each its own name"],
+    ),
+    (
+        "check_length",
+        ["stages.tune.steps=null"],
+        ["stages.tune gives neither epochs nor steps; give exactly one of the two"],
+    ),
+    (
+        "check_length",
+        ["stages.tune.steps=3", "stages.tune.epochs=1"],
+        ["stages.tune gives both epochs and steps; give exactly one of the two"],
+    ),
+    (
+        "check_learning_rates",
+        ["stages.tune.learning_rate.language=null"],
+        ["stages.tune.learning_rate.language is missing", "in stages.tune.trains; give it a rate"],
+    ),
+    (
+        "check_learning_rates",
+        ["stages.align.learning_rate.vision=1e-6"],
+        ["stages.align.learning_rate.vision is 1e-06", "not in stages.align.trains; remove the rate"],
+    ),
+    (
+        "check_learning_rates",
+        ["stages.align.trains=[projector,projector]"],
+        ["stages.align.trains is ['projector', 'projector']; name each part once"],
+    ),
+    (
+        "check_batch",
+        ["stages.align.batch.micro=3"],
+        ["stages.align.batch.global is 16, not divisible by stages.align.batch.micro 3; change one"],
+    ),
+    (
+        "check_skip",
+        ["stages.tune.skip.alpha=-0.1"],
+        ["stages.tune.skip.alpha is -0.1", "at least 0", "0.6667"],
+    ),
+    (
+        "check_skip",
+        ["stages.tune.skip.epsilon=-1.5"],
+        ["stages.tune.skip.epsilon is -1.5", "between -1 and 1", "arXiv 2509.18150"],
+    ),
+    (
+        "check_skip",
+        ["stages.tune.skip.alpha=0.8"],
+        [
+            "stages.tune.skip.alpha is 0.8 with epsilon 0.5: alpha * (1 + |epsilon|) = 1.2 is above 1",
+            "arXiv 2509.18150",
+            "the largest alpha with this epsilon is 0.6666",
+        ],
+    ),
+    (
+        "check_compress",
+        ["stages.tune.compress={keep_ratio: 0.5, keep_tokens: 3}"],
+        ["stages.tune.compress gives both keep_ratio 0.5 and keep_tokens 3", "at most one"],
+    ),
+    (
+        "check_compress",
+        ["stages.align.compress.keep_tokens=37"],
+        ["stages.align.compress.keep_tokens is 37", "yields 36 visual tokens", "choose 1 to 36"],
+    ),
+    (
+        "check_max_tokens",
+        ["stages.tune.data.max_tokens=5000"],
+        ["stages.tune.data.max_tokens is 5000", "maximum_positions 4096", "lower max_tokens"],
+    ),
+]
+
+# Overrides that stand at a limit, or that look odd, and are right.
+ALLOWED = [
+    [],
+    [f"{VISION}.feature_layer=3"],
+    [f"{VISION}.feature_layer=-4"],
+    [*SIGLIP],
+    ["parallel.tensor=4", "parallel.sequence_parallel=true"],
+    ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+    ["parallel.pipeline=3", "parallel.layers_per_stage=[2,3,3]"],
+    ["optimizer.distributed=true"],
+    ["optimizer.kind=sgd"],
+    ["stages.tune.skip.alpha=0.5", "stages.tune.skip.epsilon=1"],
+    ["stages.tune.skip.alpha=1", "stages.tune.skip.epsilon=0"],
+    ["stages.tune.skip.alpha=0"],
+    ["stages.align.skip.alpha=0.5"],
+    ["stages.tune.data.images=null"],
+    ["stages.align.compress.keep_ratio=1"],
+    ["stages.align.compress.keep_tokens=36"],
+    ["stages.align.compress.strategy=none"],
+    ["stages.tune.data.max_tokens=4096"],
+]
+
+
+@pytest.mark.parametrize(("check", "overrides", "parts"), BROKEN)
+def test_a_broken_recipe_is_refused_with_field_value_and_remedy(
+    check: str, overrides: list[str], parts: list[str], refused: Callable[..., str]
+) -> None:
+    message = refused(*overrides)
+    for part in parts:
+        assert part in message
+
+
+def test_every_check_has_an_example_that_breaks_it() -> None:
+    checks = {check.__name__ for check in (*ARCHITECTURE_CHECKS, *RECIPE_CHECKS, *STAGE_CHECKS)}
+    assert checks == {check for check, _, _ in BROKEN}
+
+
+@pytest.mark.parametrize("overrides", ALLOWED)
+def test_what_is_at_a_limit_is_allowed(overrides: list[str], load: Callable[..., Recipe]) -> None:
+    load(*overrides)
+
+
+def test_all_problems_come_in_one_error(refused: Callable[..., str]) -> None:
+    message = refused("parallel.context=2", "stages.tune.skip.alpha=0.9", "stages.align.batch.micro=3")
+    assert message.count("\n  - ") == 3
+    assert "recipe.yaml cannot be used:" in message.splitlines()[0]
+
+
+def test_files_that_are_not_there_are_named_together(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    message = refused(
+        "model.vision=towers/clip",
+        "model.tokenizer=file",
+        "model.init=start",
+        "stages.tune.skip.alpha=0.9",
+        check_files=True,
+    )
+    assert (
+        "model.vision is 'towers/clip', which does not exist; give a Hugging Face vision encoder" in message
+    )
+    assert "model.tokenizer is 'file', which is not a directory; give a Hugging Face tokenizer" in message
+    assert "model.init is 'start', which does not exist" in message and "tools/convert.py import" in message
+    assert "stages.align.data.train is 'data/align.json', which does not exist; give the data file" in message
+    assert "stages.tune.data.images is 'data/images', which does not exist; give the directory" in message
+    assert "stages.tune.skip.alpha" in message
+
+
+def test_files_that_are_there_are_accepted(
+    load: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for directory in ("data/images", "clip", "words", "start"):
+        (tmp_path / directory).mkdir(parents=True)
+    for name in ("align", "tune"):
+        (tmp_path / f"data/{name}.json").write_text("[]")
+    overrides = ("model.vision=clip", "model.tokenizer=words", "model.init=start")
+    assert load(*overrides, check_files=True) == load(*overrides)
+
+
+def test_a_path_too_long_for_the_system_is_a_missing_file(refused: Callable[..., str]) -> None:
+    assert "stages.tune.data.train is" in refused(f"stages.tune.data.train={'x' * 5000}", check_files=True)
+
+
+def test_a_recipe_built_in_code_is_checked_too(recipe_values: dict[str, Any]) -> None:
+    recipe_values["parallel"] = {"context": 2}
+    recipe = Recipe.model_validate(recipe_values)
+    with pytest.raises(ConfigError, match=r"the recipe cannot be used:\n  - parallel\.context is 2"):
+        check_recipe(recipe, check_files=False)

@@ -1,0 +1,148 @@
+"""Shows which tokens carry a loss, by masks written by hand, and that a prompt is a prefix of its sample."""
+
+from collections.abc import Callable
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from megatron_sts.data import TEMPLATES, Encoded, Sample, Template, encode, image_token_id, pad_token_id
+from megatron_sts.errors import DataError
+
+MakeSample = Callable[..., Sample]
+PLAIN, VICUNA = TEMPLATES["plain"], TEMPLATES["vicuna_v1"]
+
+
+def marked(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, bool]]:
+    """Each token with whether it is supervised; a supervised label must be the token itself."""
+    pairs = zip(encoded.token_ids, encoded.labels, strict=True)
+    assert all(label in (-100, token) for token, label in pairs)
+    tokens = tokenizer.convert_ids_to_tokens(encoded.token_ids)
+    return [(token, label != -100) for token, label in zip(tokens, encoded.labels, strict=True)]
+
+
+def test_vicuna_mask_by_hand(word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample) -> None:
+    sample = make_sample("<image>\nWhat digit is it?", "two five", "Sure?", "yes", images=("a.png",))
+    assert marked(encode(sample, VICUNA, word_tokenizer, ""), word_tokenizer) == [
+        ("<s>", False),
+        ("▁USER:", False),
+        ("▁", False),
+        ("<image>", False),
+        ("▁\nWhat", False),
+        ("▁digit", False),
+        ("▁is", False),
+        ("▁it?", False),
+        ("▁ASSISTANT:", False),
+        ("▁two", True),
+        ("▁five", True),
+        ("</s>", True),
+        ("▁USER:", False),
+        ("▁Sure?", False),
+        ("▁ASSISTANT:", False),
+        ("▁yes", True),
+        ("</s>", True),
+    ]
+
+
+def test_plain_mask_by_hand(word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample) -> None:
+    sample = make_sample("<image>\nDescribe.", "Row one: two five.", images=("a.png",))
+    assert marked(encode(sample, PLAIN, word_tokenizer), word_tokenizer) == [
+        ("<s>", False),
+        ("<image>", False),
+        ("▁Row", True),
+        ("▁one:", True),
+        ("▁two", True),
+        ("▁five.\n", True),
+    ]
+
+
+def test_supervised_text_is_the_answers_whatever_the_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample
+) -> None:
+    sample = make_sample("What digit is it?", "two five", "Sure?", "yes")
+    encoded = encode(sample, VICUNA, tokenizer, "")
+    learnt = [label for label in encoded.labels if label != -100]
+    text = "".join(tokenizer.convert_ids_to_tokens(learnt)).replace("Ġ", "▁")
+    assert text == "▁two▁five</s>▁yes</s>"
+
+
+@pytest.mark.parametrize("name", ["byte_tokenizer", "llama_tokenizer"])
+def test_characters_of_several_tokens_are_supervised_whole(
+    name: str, request: pytest.FixtureRequest, make_sample: MakeSample
+) -> None:
+    tokenizer: PreTrainedTokenizerFast = request.getfixturevalue(name)
+    encoded = encode(make_sample("é 😀", "é 😀"), VICUNA, tokenizer, "")
+    learnt = [label for label in encoded.labels if label != -100]
+    # A space, two bytes, a space, four bytes and the end.
+    assert len(learnt) == 9
+    tokens = tokenizer.convert_ids_to_tokens(learnt)
+    if name == "byte_tokenizer":
+        assert tokens == ["Ġ", "Ã", "©", "Ġ", "ð", "Ł", "ĺ", "Ģ", "</s>"]
+    else:
+        assert tokens == ["▁", "<0xC3>", "<0xA9>", "▁", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "</s>"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_prompt_alone_is_tokenized_as_the_start_of_the_conversation(
+    template: Template, tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample
+) -> None:
+    sample = make_sample("<image>\nWhat digit is it?", "two", "Sure?", "yes", images=("a.png",))
+    encoded = encode(sample, template, tokenizer)
+    prompt = tokenizer(template.prompt(sample.turns[0].text))["input_ids"]
+    assert encoded.token_ids[: len(prompt)] == prompt
+    assert set(encoded.labels[: len(prompt)]) == {-100}
+    assert encoded.labels[len(prompt)] == encoded.token_ids[len(prompt)]
+
+
+def test_one_image_token_for_each_image(tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample) -> None:
+    sample = make_sample("<image> <image>", "two", "And <image>?", "five", images=("a", "b", "c"))
+    encoded = encode(sample, VICUNA, tokenizer)
+    assert encoded.token_ids.count(image_token_id(tokenizer)) == 3
+
+
+def test_a_count_of_images_that_differs_is_refused(
+    word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample
+) -> None:
+    with pytest.raises(DataError, match="sample 'x': found 1 <image> in the human turns for 2 images"):
+        encode(make_sample("<image>", "two", images=("a", "b"), id="x"), VICUNA, word_tokenizer)
+
+
+def test_a_tokenizer_without_image_token_is_refused_for_images_only(make_sample: MakeSample) -> None:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "two": 1, "<image>": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    # An ordinary entry of the vocabulary will not do: the text around it decides whether it is found.
+    with pytest.raises(DataError, match=r"no special token <image>; add it with tokenizer\.add_tokens"):
+        image_token_id(bare)
+    with pytest.raises(DataError, match="no special token <image>"):
+        encode(make_sample("<image>", "two", images=("a",)), PLAIN, bare)
+    assert encode(make_sample("say", "two"), PLAIN, bare) == Encoded([1], [1])
+
+
+def test_the_remedy_for_a_missing_image_token_works(make_sample: MakeSample) -> None:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    bare.add_tokens(["<image>"], special_tokens=True)
+    assert image_token_id(bare) == 1
+
+
+def test_a_template_whose_end_the_tokenizer_does_not_share_is_refused(make_sample: MakeSample) -> None:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    other = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<|end|>")
+    with pytest.raises(DataError, match=r"'<\|end\|>'.*'vicuna_v1' ends an answer with '</s>'"):
+        encode(make_sample("a", "b"), VICUNA, other)
+
+
+def test_a_tokenizer_that_joins_prompt_and_answer_is_refused(make_sample: MakeSample) -> None:
+    # Without a pre-tokenizer the whole text up to `</s>` is one word.
+    backend = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    joining = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    with pytest.raises(DataError, match=r"one token of 'USER: a ASSISTANT: b'.*splits at spaces"):
+        encode(make_sample("a", "b"), VICUNA, joining, "")
+
+
+def test_padding_falls_back_to_the_end_of_sequence_token(word_tokenizer: PreTrainedTokenizerFast) -> None:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+    assert pad_token_id(word_tokenizer) == word_tokenizer.pad_token_id
+    assert pad_token_id(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")) == 1
+    assert pad_token_id(PreTrainedTokenizerFast(tokenizer_object=backend)) == 0

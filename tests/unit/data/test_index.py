@@ -1,0 +1,117 @@
+"""Shows that the index counts as the batches do, and that bad samples are found before training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from megatron_sts.data import TEMPLATES, Sample, SampleIndex, build_index, collate, encode, image_token_id
+from megatron_sts.errors import DataError
+
+MakeSample = Callable[..., Sample]
+PLAIN, VICUNA = TEMPLATES["plain"], TEMPLATES["vicuna_v1"]
+
+
+def test_counts_by_hand(
+    word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path
+) -> None:
+    samples = [
+        make_sample("<image>\nWhat digit is it?", "two five", images=("0.png",)),
+        make_sample("Sure?", "yes"),
+        make_sample("<image> <image>", "two", images=("0.png", "1.png")),
+    ]
+    calls: list[tuple[int, int]] = []
+    index = build_index(
+        samples,
+        VICUNA,
+        word_tokenizer,
+        "",
+        image_folder,
+        4,
+        100,
+        lambda done, total: calls.append((done, total)),
+    )
+    # <s> USER: _ \nWhat digit is it? ASSISTANT: two five </s>; <s> USER: Sure? ASSISTANT: yes </s>;
+    # <s> USER: _ \n ASSISTANT: two </s>
+    assert index.text_tokens.tolist() == [11, 6, 7]
+    assert index.images.tolist() == [1, 0, 2]
+    assert index.supervised.tolist() == [3, 2, 2]
+    assert len(index) == 3
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert all(array.dtype == np.int32 for array in (index.text_tokens, index.images, index.supervised))
+
+
+def test_lengths_grow_with_the_visual_tokens() -> None:
+    index = SampleIndex(*(np.array(values, dtype=np.int32) for values in ([5, 6], [2, 0], [1, 1])))
+    assert index.lengths(1).tolist() == [7, 6]
+    assert index.lengths(576).tolist() == [1157, 6]
+
+
+def test_lengths_and_supervised_tokens_are_those_of_the_batch(
+    tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path
+) -> None:
+    sample = make_sample("<image>\nWhat digit?", "two", "<image> Sure?", "yes", images=("0.png", "1.png"))
+    index = build_index([sample], VICUNA, tokenizer, None, image_folder, 7, 1000)
+    encoded = encode(sample, VICUNA, tokenizer)
+    length = int(index.lengths(7)[0])
+    batch = collate([(encoded, None)], 7, length, image_token_id(tokenizer), 0)
+    assert (batch.labels != -100).sum().item() == index.supervised[0]
+
+
+def test_missing_images_are_listed_with_their_number(
+    word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path
+) -> None:
+    samples = [
+        make_sample("<image>", "two", images=(f"{number}.png",), id=f"s{number}") for number in range(20)
+    ]
+    with pytest.raises(DataError) as caught:
+        build_index(samples, VICUNA, word_tokenizer, "", image_folder, 4, 100)
+    message = str(caught.value)
+    assert "12 of 20 samples name images that cannot be read: 's8' (8.png: no such file in" in message
+    assert "'s17'" in message and "'s18'" not in message and "; and 2 more" in message
+    assert "set data.images to the folder that holds them" in message
+
+
+def test_images_outside_the_folder_or_without_a_folder_are_refused(
+    word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path
+) -> None:
+    (image_folder.parent / "out.png").touch()
+    (image_folder / "link.png").symlink_to(image_folder.parent / "out.png")
+    sample = make_sample("<image>", "two", images=("link.png",), id="a")
+    with pytest.raises(DataError, match=r"'a' \(link\.png: outside"):
+        build_index([sample], VICUNA, word_tokenizer, "", image_folder, 4, 100)
+    with pytest.raises(DataError, match=r"'a' \(link\.png: data\.images is not set\)"):
+        build_index([sample], VICUNA, word_tokenizer, "", None, 4, 100)
+
+
+def test_text_needs_no_folder(word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample) -> None:
+    assert (
+        build_index([make_sample("Sure?", "yes")], PLAIN, word_tokenizer, None, None, 4, 100).images[0] == 0
+    )
+
+
+def test_samples_without_a_supervised_token_are_listed(
+    word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample
+) -> None:
+    samples = [make_sample("Sure?", "yes"), make_sample("Sure?", id="mute")]
+    with pytest.raises(
+        DataError, match=r"1 of 2 samples hold no supervised token: 'mute'\. Remedy: .*remove"
+    ):
+        build_index(samples, VICUNA, word_tokenizer, "", None, 4, 100)
+
+
+def test_long_samples_are_listed_with_the_length_that_would_do(
+    word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path
+) -> None:
+    samples = [
+        make_sample("<image>\nWhat digit is it?", "two five", images=("0.png",), id="long"),
+        make_sample("Sure?", "yes", id="short"),
+    ]
+    assert len(build_index(samples, VICUNA, word_tokenizer, "", image_folder, 4, 15)) == 2
+    with pytest.raises(DataError) as caught:
+        build_index(samples, VICUNA, word_tokenizer, "", image_folder, 4, 14)
+    message = str(caught.value)
+    assert "1 of 2 samples are longer than data.max_tokens 14: 'long' (15 tokens)" in message
+    assert "raise data.max_tokens to 15" in message

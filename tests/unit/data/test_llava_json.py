@@ -1,0 +1,182 @@
+"""Shows that LLaVA json is read as written, and that every kind of bad record is named with its remedy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_sts.data import Turn, read_llava_json
+from megatron_sts.errors import DataError
+
+QUESTION = {"from": "human", "value": "<image>\nWhat digit?"}
+ANSWER = {"from": "gpt", "value": "two"}
+
+
+def write(tmp_path: Path, records: Any, name: str = "data.json") -> Path:
+    path = tmp_path / name
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def message_for(tmp_path: Path, record: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read_llava_json(write(tmp_path, [record]))
+    return str(caught.value)
+
+
+def test_reads_single_images_lists_of_images_and_text_only_records(tmp_path: Path) -> None:
+    samples = read_llava_json(
+        write(
+            tmp_path,
+            [
+                {"id": "a", "image": "x/1.png", "conversations": [QUESTION, ANSWER]},
+                {
+                    "id": 7,
+                    "image": ["1.png", "2.png"],
+                    "conversations": [
+                        {"from": "user", "value": "<image><image>"},
+                        {"from": "assistant", "value": "b"},
+                    ],
+                },
+                {"image": None, "model": "", "conversations": [{"from": "human", "value": "Hi"}, ANSWER]},
+            ],
+        )
+    )
+    assert [sample.id for sample in samples] == ["a", "7", "2"]
+    assert [sample.images for sample in samples] == [("x/1.png",), ("1.png", "2.png"), ()]
+    assert samples[0].turns == (Turn("human", "<image>\nWhat digit?"), Turn("assistant", "two"))
+    assert samples[1].turns == (Turn("human", "<image><image>"), Turn("assistant", "b"))
+
+
+def test_jsonl_is_one_record_a_line_with_unicode_separators_inside_strings(tmp_path: Path) -> None:
+    answer = {"from": "gpt", "value": "one\u2028line"}
+    lines = [
+        json.dumps(
+            {"id": str(number), "conversations": [{"from": "human", "value": "Hi"}, answer]},
+            ensure_ascii=False,
+        )
+        for number in range(3)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join([*lines[:2], "", lines[2]]) + "\n", encoding="utf-8")
+    samples = read_llava_json(path)
+    assert [sample.id for sample in samples] == ["0", "1", "2"]
+    assert samples[2].turns[1].text == "one\u2028line"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"conversations": None}, ["conversations: found nothing", "give a list of turns"]),
+        ({"conversations": []}, ["conversations: found []", "human first"]),
+        ({"conversations": [QUESTION, "two"]}, ["conversations[1]: found 'two'", "'from' and 'value'"]),
+        (
+            {"conversations": [QUESTION, {"from": "bot", "value": "two"}]},
+            ["conversations[1].from: found 'bot'", "use 'human' or 'gpt'"],
+        ),
+        (
+            {"conversations": [QUESTION, {"from": ["gpt"], "value": "two"}]},
+            ["conversations[1].from: found ['gpt']"],
+        ),
+        (
+            {"conversations": [ANSWER, QUESTION]},
+            ["conversations[0].from: found 'gpt'", "human turn belongs", "alternate"],
+        ),
+        (
+            {"conversations": [QUESTION, QUESTION]},
+            ["conversations[1].from: found 'human'", "assistant turn belongs"],
+        ),
+        (
+            {"conversations": [QUESTION, ANSWER, {"from": "human", "value": "And?"}]},
+            ["conversations[2]: found a human turn without an answer", "add the answer"],
+        ),
+        (
+            {"conversations": [QUESTION, {"from": "gpt", "value": " \n"}]},
+            ["conversations[1].value: found an empty answer", "remove"],
+        ),
+        (
+            {"conversations": [QUESTION, {"from": "gpt", "value": 2}]},
+            ["conversations[1].value: found 2", "text"],
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "<image> and <image>"}, ANSWER]},
+            ["found 2 <image> in the human turns and 1 in 'image'", "one <image> for each image"],
+        ),
+        ({"image": None}, ["found 1 <image> in the human turns and 0 in 'image'"]),
+        (
+            {"conversations": [QUESTION, {"from": "gpt", "value": "see <image>"}]},
+            ["conversations[1].value: found <image> in an answer", "only human turns"],
+        ),
+        ({"image": "/etc/passwd"}, ["image: found '/etc/passwd'", "relative to that folder"]),
+        ({"image": "a/../../b.png"}, ["image: found 'a/../../b.png'", "leaves the image folder"]),
+        ({"image": ".."}, ["image: found '..'", "leaves the image folder"]),
+        ({"image": ""}, ["image: found ''", "leave the field out"]),
+        ({"image": "a\0.png"}, ["image: found 'a\\x00.png'"]),
+        ({"image": {"path": "a.png"}}, ["image: found {'path': 'a.png'}"]),
+        ({"image": [1]}, ["image: found 1"]),
+    ],
+)
+def test_a_bad_record_is_named_with_file_field_value_and_remedy(
+    tmp_path: Path, change: dict[str, Any], expected: list[str]
+) -> None:
+    record = {"id": "bird", "image": "a.png", "conversations": [QUESTION, ANSWER]} | change
+    message = message_for(tmp_path, record)
+    for part in ["data.json: 1 of 1 records", "record 0 (id 'bird')", *expected]:
+        assert part in message
+
+
+def test_a_record_that_is_no_object_is_named_by_its_number(tmp_path: Path) -> None:
+    assert "record 0: found a list" in message_for(tmp_path, [1])
+
+
+def test_an_id_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    record = {"id": [1], "image": "a.png", "conversations": [QUESTION, ANSWER]}
+    assert "record 0: id: found [1]" in message_for(tmp_path, record)
+
+
+def test_a_path_that_stays_inside_may_hold_dots(tmp_path: Path) -> None:
+    record = {"image": "a/../b..png", "conversations": [QUESTION, ANSWER]}
+    assert read_llava_json(write(tmp_path, [record]))[0].images == ("a/../b..png",)
+
+
+def test_all_bad_records_are_counted_and_ten_are_listed(tmp_path: Path) -> None:
+    good = {"image": "a.png", "conversations": [QUESTION, ANSWER]}
+    with pytest.raises(DataError) as caught:
+        read_llava_json(write(tmp_path, [good, *({"id": f"bad{i}"} for i in range(12)), good]))
+    message = str(caught.value)
+    assert "12 of 14 records cannot be used (the first 10)" in message
+    assert [f"bad{i}'" in message for i in range(12)] == [True] * 10 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("data.json", '{"a": 1}', "found a dict at the top"),
+        ("data.json", "[]", "holds no record"),
+        ("data.jsonl", "\n\n", "holds no record"),
+        ("data.json", '[\n{"id": }]', "line 2, column 8 is not valid json"),
+        ("data.jsonl", '{}\n{"id": }\n', "line 2, column 8 is not valid json"),
+        ("data.json", "[" * 200_000, "nested too deeply"),
+        ("data.csv", "", "found the suffix '.csv'"),
+    ],
+)
+def test_a_file_that_is_no_llava_json_is_refused(
+    tmp_path: Path, name: str, content: str, expected: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError, match="data") as caught:
+        read_llava_json(path)
+    assert str(path) in str(caught.value) and expected in str(caught.value)
+
+
+def test_a_missing_or_unreadable_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_llava_json(tmp_path / "none.json")
+    (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
+    with pytest.raises(DataError, match="UTF-8"):
+        read_llava_json(tmp_path / "latin.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(DataError, match="cannot be read"):
+        read_llava_json(tmp_path / "folder.json")

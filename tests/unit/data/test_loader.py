@@ -1,0 +1,181 @@
+"""Shows that the loader follows the sampler on every rank, resumes anywhere and passes errors on."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from megatron_sts.data import (
+    TEMPLATES,
+    ImageReader,
+    MicroBatchLoader,
+    Sample,
+    StepSampler,
+    encode,
+    image_token_id,
+    load_image_processor,
+)
+from megatron_sts.errors import ConfigError, DataError
+
+VICUNA = TEMPLATES["vicuna_v1"]
+WORDS = ["two", "five", "yes", "no", "two five", "five two", "yes no", "no yes"]
+
+
+@pytest.fixture
+def samples(make_sample: Callable[..., Sample]) -> list[Sample]:
+    return [
+        make_sample("<image>\nWhat digit is it?", word, images=(f"{number}.png",), id=str(number))
+        for number, word in enumerate(WORDS)
+    ]
+
+
+@pytest.fixture
+def make_loader(
+    samples: list[Sample], word_tokenizer: PreTrainedTokenizerFast, image_folder: Path
+) -> Callable[..., MicroBatchLoader]:
+    def make(**changes: Any) -> MicroBatchLoader:
+        arguments: dict[str, Any] = {
+            "samples": samples,
+            "template": VICUNA,
+            "tokenizer": word_tokenizer,
+            "system_prompt": "",
+            "reader": ImageReader(load_image_processor(None, "siglip", 8), image_folder),
+            "sampler": StepSampler(count=8, global_batch=4, seed=1),
+            "data_rank": 0,
+            "data_size": 1,
+            "micro": 2,
+            "first_step": 0,
+            "last_step": 5,
+        }
+        return MicroBatchLoader(**(arguments | changes))
+
+    return make
+
+
+def content(loader: MicroBatchLoader) -> list[list[list[tuple[list[int], float | None]]]]:
+    """Of each item the tokens and the colour of its picture."""
+    return [
+        [
+            [
+                (encoded.token_ids, None if not pixels else pixels[0][0, 0, 0].item())
+                for encoded, pixels in items
+            ]
+            for items in step
+        ]
+        for step in loader
+    ]
+
+
+def test_steps_are_those_of_the_sampler(
+    make_loader: Callable[..., MicroBatchLoader],
+    samples: list[Sample],
+    word_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    loader = make_loader()
+    loaded = content(loader)
+    assert len(loader) == len(loaded) == 5
+    sampler = StepSampler(count=8, global_batch=4, seed=1)
+    for step, micro_batches in enumerate(loaded):
+        assert [len(items) for items in micro_batches] == [2, 2]
+        flat = [item for items in micro_batches for item in items]
+        for (token_ids, colour), number in zip(flat, sampler.samples_of_step(step), strict=True):
+            assert token_ids == encode(samples[number], VICUNA, word_tokenizer, "").token_ids
+            assert colour == pytest.approx(30 * number / 127.5 - 1, abs=1e-5)
+
+
+def test_a_later_start_gives_the_same_steps(make_loader: Callable[..., MicroBatchLoader]) -> None:
+    assert content(make_loader(first_step=3)) == content(make_loader())[3:]
+    assert content(make_loader(first_step=5)) == []
+
+
+def test_ranks_together_load_the_step(make_loader: Callable[..., MicroBatchLoader]) -> None:
+    alone = content(make_loader(micro=1))
+    ranks = [content(make_loader(micro=1, data_rank=rank, data_size=2)) for rank in range(2)]
+    for step in range(5):
+        dealt = [
+            items for together in zip(*(rank[step] for rank in ranks), strict=True) for items in together
+        ]
+        assert dealt == alone[step]
+
+
+def test_workers_change_nothing(make_loader: Callable[..., MicroBatchLoader]) -> None:
+    loader = make_loader(workers=2, cache_bytes=1 << 20)
+    expected = content(make_loader())
+    assert content(loader) == expected
+    # A second pass uses the same workers and their caches.
+    assert content(loader) == expected
+
+
+def test_the_cache_spares_reading(
+    make_loader: Callable[..., MicroBatchLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = ImageReader.read
+
+    def counted(self: ImageReader, path: str) -> torch.Tensor:
+        reads.append(path)
+        return read(self, path)
+
+    monkeypatch.setattr(ImageReader, "read", counted)
+    cached = content(make_loader(cache_bytes=1 << 20))
+    assert len(reads) == len(set(reads)) == 8
+    reads.clear()
+    assert content(make_loader()) == cached
+    assert len(reads) == 20
+
+
+def test_a_rank_without_reader_loads_no_pixels(make_loader: Callable[..., MicroBatchLoader]) -> None:
+    with_pixels, without = content(make_loader()), content(make_loader(reader=None))
+    assert [[[(tokens, None) for tokens, _ in items] for items in step] for step in with_pixels] == without
+
+
+def test_batches_have_the_slots_and_the_length_asked_for(
+    make_loader: Callable[..., MicroBatchLoader], word_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    loader = make_loader(last_step=1)
+    (step,) = list(loader)
+    batches = loader.to_batches(step, visual_tokens=3, length=20)
+    assert len(batches) == 2
+    for batch in batches:
+        assert batch.tokens.shape == batch.labels.shape == (2, 20)
+        assert batch.pixels is not None and batch.pixels.shape == (2, 3, 8, 8)
+        assert batch.tokens.tolist()[0].count(image_token_id(word_tokenizer)) == 3
+        assert (batch.tokens[:, -1] == word_tokenizer.pad_token_id).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_is_named_in_a_short_message(
+    make_loader: Callable[..., MicroBatchLoader], image_folder: Path, workers: int
+) -> None:
+    (image_folder / "3.png").write_text("not a picture")
+    with pytest.raises(DataError) as caught:
+        list(make_loader(workers=workers))
+    assert str(caught.value).startswith(str(image_folder / "3.png"))
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_default_random_numbers_alone(
+    make_loader: Callable[..., MicroBatchLoader], workers: int
+) -> None:
+    before = torch.get_rng_state()
+    list(make_loader(workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_goes_to_a_worker_can_be_pickled(make_loader: Callable[..., MicroBatchLoader]) -> None:
+    # Where processes are spawned rather than forked, the data set travels.
+    dataset: Any = make_loader()._loader.dataset
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert copied[0][0][0] == dataset[0][0][0]
+
+
+def test_a_batch_that_does_not_divide_is_refused_at_once(
+    make_loader: Callable[..., MicroBatchLoader],
+) -> None:
+    with pytest.raises(ConfigError, match=r"batch\.global: found 4"):
+        make_loader(micro=3)

@@ -1,0 +1,52 @@
+"""Shows which tokenizers are taken for an exported model, and that its processor counts visual tokens as the tower does."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from megatron_sts.errors import ConversionError, DataError
+from megatron_sts.hf.processor import build_processor, load_tokenizer
+from tests.unit.hf.tiny_llava import architecture, make_recipe, make_tokenizer
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tokenizer_directory: Path) -> None:
+    count = len(make_tokenizer())
+    load_tokenizer(tokenizer_directory, count)
+    with pytest.raises(ConversionError, match=f"has {count} tokens.*vocabulary_size {count - 1}"):
+        load_tokenizer(tokenizer_directory, count - 1)
+
+
+def test_a_tokenizer_without_the_image_token_is_refused(tmp_path: Path) -> None:
+    make_tokenizer(image_token=False).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="<image>"):
+        load_tokenizer(tmp_path, 40)
+
+
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="--tokenizer"):
+        load_tokenizer(tmp_path, 40)
+
+
+def test_padding_is_on_the_left_and_has_a_token(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path, 40)
+    assert (loaded.padding_side, loaded.pad_token) == ("left", "</s>")
+
+
+@pytest.mark.parametrize(
+    ("family", "select", "tokens"), [("clip", "default", 4), ("clip", "full", 5), ("siglip", "full", 4)]
+)
+def test_a_picture_becomes_as_many_tokens_as_the_tower_yields(family: str, select: str, tokens: int) -> None:
+    sizes = architecture(family)
+    sizes = sizes.model_copy(
+        update={"vision": sizes.vision.model_copy(update={"feature_select": select, "feature_layer": -1})}
+    )
+    assert sizes.visual_tokens == tokens
+    stage = make_recipe(sizes, None, None).stages[-1]
+    processor = build_processor(make_tokenizer(), sizes, None, stage)
+    batch = processor(text="USER: <image> yes", images=Image.new("RGB", (50, 30)), return_tensors="pt")
+    assert (batch["input_ids"] == processor.image_token_id).sum() == tokens
+    assert batch["pixel_values"].shape == (1, 3, 28, 28)

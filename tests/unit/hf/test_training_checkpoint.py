@@ -1,0 +1,115 @@
+"""Shows that one process reads any tensor or layer of a training checkpoint, and refuses what is damaged or unsafe."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_sts.errors import CheckpointError
+from megatron_sts.hf.training_checkpoint import TensorReader, read_run
+
+
+@pytest.fixture
+def copied(make: Callable[..., Any], tmp_path: Path) -> Path:
+    """A checkpoint that the test may damage."""
+    return Path(shutil.copytree(make("siglip").checkpoint, tmp_path / "checkpoint"))
+
+
+def test_every_tensor_is_read_whole_and_layer_by_layer_without_a_process_group(
+    make: Callable[..., Any],
+) -> None:
+    made = make("siglip")
+    reader = TensorReader(made.checkpoint)
+    assert not torch.distributed.is_initialized()
+    assert reader.shapes == {key: tuple(tensor.shape) for key, tensor in made.tensors.items()}
+    for key, tensor in made.tensors.items():
+        assert torch.equal(reader.read(key), tensor)
+        if key.startswith("decoder.layers."):
+            for layer in range(3):
+                assert torch.equal(reader.read(key, layer), tensor[layer])
+
+
+def test_optimizer_tensors_and_what_is_no_tensor_are_left_out(make: Callable[..., Any]) -> None:
+    shapes = TensorReader(make("siglip").checkpoint).shapes
+    assert not [key for key in shapes if "optimizer" in key or "_extra_state" in key]
+
+
+def test_the_run_is_read_back(make: Callable[..., Any]) -> None:
+    made = make("clip")
+    run = read_run(made.checkpoint)
+    assert (run.stage, run.step) == ("tune", 10)
+    assert run.recipe == made.recipe
+    assert run.versions["megatron_sts"] == "0.1.0"
+
+
+def test_a_missing_run_file_names_the_checkpoint_that_was_meant(copied: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run.json.*give .*checkpoint, the last one in there"):
+        read_run(copied.parent)
+    (copied / "run.json").unlink()
+    with pytest.raises(CheckpointError, match="no run.json.*give a finished checkpoint"):
+        read_run(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "found format 2, this version reads 1"),
+        ({"recipe": {"seed": 1}}, "cannot be read"),
+        ({"step": "many"}, "cannot be read"),
+    ],
+)
+def test_a_run_file_of_another_format_or_damaged_is_refused(
+    copied: Path, change: dict[str, Any], message: str
+) -> None:
+    file = copied / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        read_run(copied)
+
+
+def test_an_unfinished_checkpoint_is_refused(copied: Path) -> None:
+    (copied / ".metadata").unlink()
+    with pytest.raises(CheckpointError, match="never finished"):
+        TensorReader(copied)
+
+
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_damaged_tensor_files_are_refused(copied: Path, damage: str) -> None:
+    for file in copied.glob("*.distcp"):
+        if damage == "cut":
+            os.truncate(file, 1000)
+        else:
+            file.unlink()
+    reader = TensorReader(copied)
+    with pytest.raises(CheckpointError, match="missing or damaged"):
+        for key in reader.shapes:
+            reader.read(key)
+
+
+class _Harmful:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_metadata_that_would_run_code_is_refused_and_does_not_run(copied: Path, tmp_path: Path) -> None:
+    (copied / ".metadata").write_bytes(pickle.dumps(_Harmful(tmp_path / "made")))
+    with pytest.raises(CheckpointError, match="refused to load posix.mkdir"):
+        TensorReader(copied)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_module_reached_through_a_record_module_is_refused(copied: Path) -> None:
+    # Protocol 4 may name attributes of a module: os is one of torch's filesystem module.
+    code = b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x06os.sep\x93."
+    (copied / ".metadata").write_bytes(code)
+    with pytest.raises(CheckpointError, match="refused to load"):
+        TensorReader(copied)

@@ -1,0 +1,35 @@
+"""Train the stages of a recipe: `torchrun ... tools/train.py --config RECIPE.yaml [key.sub=value ...]`."""
+
+import argparse
+import sys
+
+from megatron_sts.config import load_recipe
+from megatron_sts.errors import MegatronStsError
+
+
+def main() -> int:
+    """Parse, train, print; 2 on an error of the user's."""
+    parser = argparse.ArgumentParser(description="Train a LLaVA-style model with the Sparse Training Scheme.")
+    parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
+    parser.add_argument("--stage", metavar="NAME", help="train this stage alone")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. stages.tune.skip.alpha=0")
+    arguments = parser.parse_intermixed_args()
+    try:
+        recipe = load_recipe(arguments.config, arguments.overrides, check_files=not arguments.dry_run)
+        if arguments.dry_run:
+            from megatron_sts.train.dry_run import describe
+
+            print(describe(recipe))
+        else:
+            from megatron_sts.train.stages import train
+
+            train(recipe, arguments.stage)
+    except MegatronStsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
