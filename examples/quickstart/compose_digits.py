@@ -2,10 +2,10 @@
 
     load_digits (8x8 scans) -> tiles of 24x24 px -> 2x2, 2x3, 3x2 or 3x3 tiles on a picture of 84x84 px
 
-The picture is a lattice of 3x3 cells of 28 px; smaller grids fill it from the top left. A cell is exactly 2x2
-patches of 14 px, so a vision tower with that patch size sees a digit in four whole patches, and row R, column C
-lies on the same patches in every picture. Training pictures are made of the first 80% of the scans and test
-pictures of the rest. Every picture, and every question about it, is a pure function of (split, index, seed).
+The picture is a lattice of 3x3 cells of 28 px; smaller grids fill it from the top left. A cell is exactly
+2x2 patches of 14 px, so a vision tower with that patch size sees a digit in four whole patches, and row R,
+column C lies on the same patches in every picture. Training pictures are made of the first 80% of the scans
+and test pictures of the rest. Every picture, with its questions, is a pure function of (split, index, seed).
 
 Questions are drawn from this mixture (QUESTION_MIXTURE); one that the picture already has is drawn again:
 
@@ -271,10 +271,8 @@ def write_dataset(output: Path, train: int, test: int, questions: int, seed: int
                     "category": question.category,
                 }
                 lines.write(json.dumps(row) + "\n")
-    cells = {
-        split: np.stack([cell_labels(picture.grid) for picture in pictures[split]]) for split in pictures
-    }
-    np.savez_compressed(output / "tiles.npz", train=cells["train"], test=cells["test"])
+    train_cells, test_cells = (np.stack([cell_labels(p.grid) for p in group]) for group in pictures.values())
+    np.savez_compressed(output / "tiles.npz", train=train_cells, test=test_cells)
 
 
 def _spell(digits: Iterable[int]) -> str:
@@ -286,7 +284,7 @@ def _yes_or_no(value: bool) -> str:
 
 
 def _present_or_absent(digits: Sequence[int], rng: np.random.Generator, present: float) -> int:
-    """A digit that occurs, with probability `present`; else one that does not: nine cells never hold all ten."""
+    """A digit that occurs, with probability `present`, or one that does not: nine cells never hold ten."""
     occurring = sorted(set(digits))
     missing = sorted(set(range(10)) - set(digits))
     return int(rng.choice(occurring if rng.random() < present else missing))
@@ -301,8 +299,7 @@ def _conversation(exchanges: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def _with_image(exchanges: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    (first, answer), *rest = exchanges
-    return _conversation([(f"<image>\n{first}", answer), *rest])
+    return _conversation([("<image>\n" + exchanges[0][0], exchanges[0][1]), *exchanges[1:]])
 
 
 def _exchanges(picture: Picture) -> list[tuple[str, str]]:

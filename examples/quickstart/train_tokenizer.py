@@ -1,8 +1,9 @@
 """Trains the quickstart's tokenizer: a sentencepiece unigram model, written as a Hugging Face fast tokenizer.
 
-The training text has some fifty words, so every word, and with it each digit's name, is one token. No space is
-put before the first word: a text is tokenized the same at the start of a string, after `</s>` and after `<image>`,
-the ids of a prompt are a prefix of the ids of prompt and answer, and decoding gives back every character.
+The training text has some fifty words, so every word, and with it each digit's name, is one token. No space
+is put before the first word: a text is tokenized the same at the start of a string, after `</s>` and after
+`<image>`, the ids of a prompt are a prefix of the ids of prompt and answer, and decoding gives back every
+character.
 
     <unk> 0, <s> 1, </s> 2, <pad> 3, <image> 4, then newline, words, letters, unused entries up to the size;
     `<s>` opens every string, as in Llama's tokenizer
@@ -36,8 +37,7 @@ MAXIMUM_LENGTH = 2048
 def training_texts(data: Path) -> list[str]:
     """Every exchange below `data` in the forms that conversation templates give it, without special tokens.
 
-    Those forms are `USER: question ASSISTANT: answer` and, for the captions of the alignment stage, the answer
-    alone.
+    Those forms are `USER: question ASSISTANT: answer` and, for the alignment captions, the answer alone.
     """
     texts = []
     for name in TEXT_FILES:

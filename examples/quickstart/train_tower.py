@@ -1,12 +1,12 @@
 """Trains the quickstart's vision tower from nothing (stage 0), on the training pictures alone.
 
-A LLaVA-style model starts from a pretrained, frozen tower. This one is a small SigLIP encoder from transformers,
-taught with plain PyTorch to know, at every patch, which digit the patch's cell shows. Two throwaway linear heads
-read the output of the last encoder layer before `post_layernorm` (transformers' `hidden_states[-1]`,
-`feature_layer: -1` in an architecture file), so exactly that feature carries the digit and its place on the
-picture. `post_layernorm` keeps its initial values: nothing reads it.
+A LLaVA-style model starts from a pretrained, frozen tower. This one is a small SigLIP encoder from
+transformers, taught with plain PyTorch to know, at every patch, which digit the patch's cell shows. Two
+throwaway linear heads read the output of the last encoder layer before `post_layernorm` (transformers'
+`hidden_states[-1]`, `feature_layer: -1` in an architecture file), so exactly that feature carries the digit
+and its place on the picture. `post_layernorm` keeps its initial values: nothing reads it.
 
-    pictures [n, 3, 84, 84] uint8 -> -1..1 -> tower [n, 36, 128] -> the patch's digit (0..9, 10 blank) and cell
+    pictures [n, 3, 84, 84] uint8 -> -1..1 -> tower [n, 36, 128] -> digit (0..9, 10 blank) and cell of a patch
 
 Writes a Hugging Face directory: config.json, model.safetensors, preprocessor_config.json.
 """
@@ -40,8 +40,8 @@ BATCH_SIZE = 32
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 30
 PLACE_LOSS_WEIGHT = 0.1
-# SigLIP starts its position embeddings at 1 / sqrt(width). Larger ones let attention tell the four patches of a
-# cell from their neighbours from the first step on.
+# SigLIP starts its position embeddings at 1 / sqrt(width). Larger ones let attention tell the four patches of
+# a cell from their neighbours from the first step on.
 POSITION_EMBEDDING_STD = 0.5
 # The paper between two digits is 4 px wide: a shift by 2 px never cuts a digit.
 LARGEST_SHIFT = 2
@@ -52,7 +52,7 @@ class TowerReport:
     """How well the tower's features tell the test pictures' digits."""
 
     digit_accuracy: float
-    """Share of the cells with a digit that are read right, by the summed logits of the cell's four patches."""
+    """Share of the cells with a digit that are read right, by the summed logits of a cell's four patches."""
     patch_accuracy: float
     """Share of all patches, blank ones too, that are read right."""
     seconds: float
@@ -87,7 +87,7 @@ def normalise(pictures: Tensor) -> Tensor:
 
 
 def read_split(data: Path, split: Split) -> tuple[Tensor, Tensor]:
-    """A split's pictures, uint8 [n, 3, IMAGE_SIZE, IMAGE_SIZE], and the digits of their cells, int64 [n, 9]."""
+    """A split's pictures, uint8 [n, 3, IMAGE_SIZE, IMAGE_SIZE], and their cells' digits, int64 [n, 9]."""
     labels_file = data / "tiles.npz"
     if not labels_file.is_file():
         raise DataError(
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.disable_progress_bar()
     report = write_tower(options.data, options.output, options.steps, options.seed)
     print(
-        f"tower: {report.digit_accuracy:.1%} of the test digits, {report.patch_accuracy:.1%} of the test patches "
+        f"tower: {report.digit_accuracy:.1%} of the test digits, {report.patch_accuracy:.1%} of the patches "
         f"read right, {report.seconds:.0f} s ({report.cpu_seconds:.0f} CPU seconds): {options.output}"
     )
 

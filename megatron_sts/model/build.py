@@ -16,15 +16,17 @@ from megatron_sts.model.transformer_config import PARAMETER_DTYPES, transformer_
 from megatron_sts.model.vision import VisionTower, build_tower
 
 
-def build_chunks(recipe: Recipe, groups: ProcessGroupCollection) -> list[MultimodalModel]:
-    """This rank's model chunks, one per virtual stage, with fresh weights drawn from the recipe's seed.
+def build_chunks(recipe: Recipe, groups: ProcessGroupCollection, draw_weights: bool) -> list[MultimodalModel]:
+    """This rank's model chunks, one per virtual stage.
 
-    The tower has the weights of `model.vision` where that is given.
+    The tower has the weights of `model.vision` where that is given. `draw_weights`: the others are drawn from the
+    recipe's seed, alike in every layout; without it they are left to be loaded.
     """
     chunks = []
     for virtual_stage in range(recipe.parallel.virtual_pipeline):
         chunk = _build_chunk(recipe, groups, virtual_stage)
-        initialize_fresh(chunk, recipe.seed, recipe.architecture.language.layers)
+        if draw_weights:
+            initialize_fresh(chunk, recipe.seed, recipe.architecture.language.layers)
         chunks.append(chunk)
     return chunks
 

@@ -47,8 +47,9 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         bf16=recipe.precision == "bf16",
         # The loss function returns sums and token counts: gradients become means over supervised tokens.
         calculate_per_token_loss=True,
-        # Weights come from a checkpoint or from model/initialize.py, which draws the same for every layout.
-        perform_initialization=False,
+        # Its draws are replaced: by a checkpoint, or by model/initialize.py, which draws the same for every layout.
+        # Without them megatron-core leaves out the marks by which the gradient norm knows tensor-parallel shards.
+        perform_initialization=True,
         gradient_accumulation_fusion=False,
         bias_activation_fusion=gpu,
         bias_dropout_fusion=False,

@@ -14,8 +14,13 @@ class SharedStepAdamW(torch.optim.AdamW):
     start, so that an optimiser which has not stepped yet can be saved and loaded into.
     """
 
-    def __init__(self, params: Any, **defaults: Any):
-        super().__init__(params, **defaults)
+    def __init__(self, made: torch.optim.AdamW):
+        """Takes over the parameter groups and settings of an AdamW that has not stepped.
+
+        Not by its constructor, which refuses the distributed optimiser's shards: they are views of parameters.
+        """
+        assert not made.state
+        self.__setstate__(made.__getstate__())
         for group in self.param_groups:
             group["step"] = 0
             for parameter in group["params"]:

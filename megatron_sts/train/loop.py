@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.build import build_chunks, freeze, wrap
+from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.groups import Place, group_collection
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.checkpoint import (
@@ -35,21 +36,34 @@ class Start:
     resumes: bool
 
 
-def train_stage(recipe: Recipe, stage: StageConfig, data: StageData, start: Start, place: Place) -> None:
-    """Train one stage from its start to its end, on all ranks together, and leave a checkpoint of its end."""
-    if start.step == data.total_steps:
-        return
+@dataclass(frozen=True)
+class StageParts:
+    """What trains on this rank: the model chunks, their optimiser, and the step over both."""
+
+    chunks: list[MultimodalModel]
+    optimizer: StageOptimizer
+    step: TrainStep
+
+
+def prepare_stage(recipe: Recipe, stage: StageConfig, total_steps: int, start: Start, place: Place) -> StageParts:
+    """Build the model, freeze and wrap it, load what the stage starts from."""
     groups = group_collection()
-    chunks = build_chunks(recipe, groups)
+    chunks = build_chunks(recipe, groups, draw_weights=start.checkpoint is None)
     freeze(chunks, stage.trains)
     if start.checkpoint is not None and not start.resumes:
         load_checkpoint(start.checkpoint, chunks)
     wrapped = wrap(chunks, recipe, groups)
-    optimizer = StageOptimizer(recipe, stage, data.total_steps, chunks, wrapped)
+    optimizer = StageOptimizer(recipe, stage, total_steps, chunks, wrapped)
     if start.checkpoint is not None and start.resumes:
         load_checkpoint(start.checkpoint, chunks, optimizer, start.step)
-    step_runner = TrainStep(chunks, wrapped, optimizer, groups, place)
+    return StageParts(chunks, optimizer, TrainStep(chunks, wrapped, optimizer, place))
 
+
+def train_stage(recipe: Recipe, stage: StageConfig, data: StageData, start: Start, place: Place) -> None:
+    """Train one stage from its start to its end, on all ranks together, and leave a checkpoint of its end."""
+    if start.step == data.total_steps:
+        return
+    parts = prepare_stage(recipe, stage, data.total_steps, start, place)
     layers = recipe.architecture.language.layers
     micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     # The last stage knows the loss and rank 0 is told it; metrics have one writer.
@@ -59,8 +73,8 @@ def train_stage(recipe: Recipe, stage: StageConfig, data: StageData, start: Star
         began = time.perf_counter()
         for step, batches in enumerate(data.batches(place, start.step), start=start.step):
             plan = data.planner.plan(step)
-            rate = optimizer.learning_rate
-            result = step_runner.run(plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
+            rate = parts.optimizer.learning_rate
+            result = parts.step.run(plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
             now = time.perf_counter()
             progress.record(_figures(stage, data, plan, result, rate, now - began))
             began = now
@@ -73,7 +87,7 @@ def train_stage(recipe: Recipe, stage: StageConfig, data: StageData, start: Star
                 )
             done, every = step + 1, recipe.checkpoint.every_steps
             if done == data.total_steps or (every is not None and done % every == 0):
-                path = save_checkpoint(recipe, stage.name, done, chunks, optimizer)
+                path = save_checkpoint(recipe, stage.name, done, parts.chunks, parts.optimizer)
                 progress.say(f"{stage.name} {done}/{data.total_steps} | checkpoint {path}")
 
 

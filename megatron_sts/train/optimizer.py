@@ -135,10 +135,7 @@ def _build(recipe: Recipe, stage: StageConfig, wrapped: list[DistributedDataPara
     optimizer = get_megatron_optimizer(config, wrapped, overrides, use_gloo_process_groups=has_gpu())
     for inner in optimizer.chained_optimizers:
         if type(inner.optimizer) is torch.optim.AdamW:
-            groups, defaults = inner.optimizer.param_groups, inner.optimizer.defaults
-            inner.optimizer = SharedStepAdamW(
-                groups, lr=defaults["lr"], betas=defaults["betas"], eps=defaults["eps"], weight_decay=defaults["weight_decay"]
-            )
+            inner.optimizer = SharedStepAdamW(inner.optimizer)
     return optimizer
 
 

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_sts.data import IGNORED_LABEL, Batch
@@ -41,13 +40,11 @@ class TrainStep:
         chunks: list[MultimodalModel],
         wrapped: list[DistributedDataParallel],
         optimizer: StageOptimizer,
-        groups: ProcessGroupCollection,
         place: Place,
     ):
         self._chunks = chunks
         self._wrapped = wrapped
         self._optimizer = optimizer
-        self._groups = groups
         self._place = place
         config = chunks[0].config
         for chunk in chunks:

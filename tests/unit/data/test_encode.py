@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from megatron_sts.data import TEMPLATES, Encoded, Sample, Template, encode, image_token_id, pad_token_id
@@ -139,6 +139,16 @@ def test_a_tokenizer_that_joins_prompt_and_answer_is_refused(make_sample: MakeSa
     joining = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
     with pytest.raises(DataError, match=r"one token of 'USER: a ASSISTANT: b'.*splits at spaces"):
         encode(make_sample("a", "b"), VICUNA, joining, "")
+
+
+def test_a_token_that_starts_in_an_answer_and_ends_behind_it_is_not_learnt(make_sample: MakeSample) -> None:
+    # This `<image>` takes the newline before it along.
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "two": 1}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    greedy = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    greedy.add_tokens([AddedToken("<image>", lstrip=True, special=True)], special_tokens=True)
+    sample = make_sample("<image>", "two", "<image>", "two", images=("a", "b"))
+    assert encode(sample, PLAIN, greedy) == Encoded([2, 1, 2, 1], [-100, 1, -100, 1])
 
 
 def test_padding_falls_back_to_the_end_of_sequence_token(word_tokenizer: PreTrainedTokenizerFast) -> None:

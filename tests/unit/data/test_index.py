@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from megatron_sts.data import TEMPLATES, Sample, SampleIndex, build_index, collate, encode, image_token_id
@@ -100,6 +101,18 @@ def test_samples_without_a_supervised_token_are_listed(
         DataError, match=r"1 of 2 samples hold no supervised token: 'mute'\. Remedy: .*remove"
     ):
         build_index(samples, VICUNA, word_tokenizer, "", None, 4, 100)
+
+
+def test_a_first_token_that_nothing_predicts_does_not_count_as_supervised(make_sample: MakeSample) -> None:
+    # Without a begin-of-sequence token the answer's first token is the sequence's first.
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "two": 1, "five": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert build_index(
+        [make_sample("say", "two five")], PLAIN, bare, None, None, 4, 9
+    ).supervised.tolist() == [1]
+    with pytest.raises(DataError, match="hold no supervised token"):
+        build_index([make_sample("say", "two")], PLAIN, bare, None, None, 4, 9)
 
 
 def test_long_samples_are_listed_with_the_length_that_would_do(

@@ -1,4 +1,4 @@
-"""Shows that the quickstart's pictures are reproducible, its splits disjoint, its answers true and its baseline right."""
+"""Shows that the quickstart's pictures are reproducible, its splits disjoint and its answers true."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Shows that the quickstart's tokenizer keeps words whole and text intact, and that a prompt is a prefix of its answer."""
+"""Shows that the quickstart's tokenizer keeps words whole, text intact and a prompt a prefix of its answer."""
 
 import re
 import sys
@@ -34,7 +34,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
     output = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer.write_tokenizer(dataset, output, vocabulary_size=128)
-    return AutoTokenizer.from_pretrained(output)
+    loaded = AutoTokenizer.from_pretrained(output)
+    assert isinstance(loaded, PreTrainedTokenizerFast)
+    return loaded
 
 
 def test_loads_as_a_fast_tokenizer_with_its_special_tokens(tokenizer: PreTrainedTokenizerFast):

@@ -58,15 +58,20 @@ def test_image_processor_agrees_with_training():
     torch.testing.assert_close(processed, trained_on)
 
 
-def test_training_lowers_the_error_and_repeats_exactly(dataset: Path):
+def test_training_lowers_the_error(dataset: Path):
     pictures, cells = train_tower.read_split(dataset, "train")
     tower, head = train_tower.train_tower(pictures, cells, steps=1, seed=1)
     untrained = train_tower.measure(tower, head, pictures, cells)
-    tower, head = train_tower.train_tower(pictures, cells, steps=40, seed=1)
+    tower, head = train_tower.train_tower(pictures, cells, steps=25, seed=1)
     trained = train_tower.measure(tower, head, pictures, cells)
     assert trained[1] > untrained[1] + 0.15
-    again, _ = train_tower.train_tower(pictures, cells, steps=40, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(tower.parameters(), again.parameters(), strict=True))
+
+
+def test_training_repeats_exactly(dataset: Path):
+    pictures, cells = train_tower.read_split(dataset, "train")
+    first, _ = train_tower.train_tower(pictures, cells, steps=3, seed=1)
+    again, _ = train_tower.train_tower(pictures, cells, steps=3, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
 def test_measure_counts_digits_by_the_votes_of_their_patches():

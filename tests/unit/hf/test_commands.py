@@ -1,4 +1,4 @@
-"""Shows that the commands convert, evaluate and generate, and end with one message and code 2 on a user's error."""
+"""Shows that the commands do their work, and end with one message and code 2 on a user's error."""
 
 import importlib.util
 import json

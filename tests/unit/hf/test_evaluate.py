@@ -1,4 +1,4 @@
-"""Shows that an evaluation asks every question, counts right answers by category, and writes LLaVA's answer format."""
+"""Shows that an evaluation counts right answers by category and writes LLaVA's answer format."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Shows that the language model's tensors convert between megatron-core and Hugging Face bitwise, both ways."""
+"""Shows that the language model's tensors convert to Hugging Face's names and back, bitwise."""
 
 import pytest
 import torch

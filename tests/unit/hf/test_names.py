@@ -1,4 +1,4 @@
-"""Shows how tensors are called in a checkpoint, in a file and in memory, and which of them belong to a model."""
+"""Shows how tensors are called in a checkpoint, in a file and in memory, and which belong to a model."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Shows which tokenizers are taken for an exported model, and that its processor counts visual tokens as the tower does."""
+"""Shows which tokenizers are taken, and that the processor counts visual tokens as the tower does."""
 
 from pathlib import Path
 

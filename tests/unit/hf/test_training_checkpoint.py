@@ -1,4 +1,4 @@
-"""Shows that one process reads any tensor or layer of a training checkpoint, and refuses what is damaged or unsafe."""
+"""Shows that one process reads any layer of a training checkpoint, and refuses the damaged and the unsafe."""
 
 import json
 import os

@@ -162,6 +162,13 @@ def make_model(sizes: Architecture, image_token: int, vision: Path | None) -> Ll
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
+        if not language.tied_embeddings:
+            # Only words are ever likely: a special token would leave nothing to compare in an answer.
+            words = make_tokenizer().get_vocab()
+            likely = torch.tensor([words[f"▁{word}"] for word in WORDS])
+            head = torch.zeros_like(model.lm_head.weight)
+            head[likely] = model.lm_head.weight[likely]
+            model.lm_head.weight.copy_(head)
     return model
 
 

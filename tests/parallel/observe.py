@@ -1,0 +1,99 @@
+"""Runs a stage on the ranks of a test and brings home what it did, put together over the layout."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+from megatron_sts.config import Recipe
+from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.parallel.groups import start_groups
+from megatron_sts.train.loop import Start, prepare_stage
+from megatron_sts.train.stage_data import StageData
+from tests.ranks import run_ranks
+
+
+@dataclass
+class Observation:
+    """losses, grad_norms, skipped: per step. gradients: of the first step, weights: after the last, by key."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    skipped: list[list[int]]
+    gradients: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+
+
+Piece = tuple[str, tuple[int, ...], tuple[int, ...], int, np.ndarray]
+
+
+def observe(recipe: Recipe, stage: str, world_size: int, steps: int = 3) -> Observation:
+    """Train the first steps of a stage from fresh weights on `world_size` ranks."""
+    ranks = run_ranks(world_size, _observe_rank, recipe, stage, steps)
+    first = ranks[0]
+    for other in ranks[1:]:
+        assert other["losses"] == first["losses"] and other["skipped"] == first["skipped"]
+    pieces = {kind: [piece for rank in ranks for piece in rank[kind]] for kind in ("gradients", "weights")}
+    return Observation(
+        first["losses"],
+        first["grad_norms"],
+        first["skipped"],
+        _put_together(pieces["gradients"]),
+        _put_together(pieces["weights"]),
+    )
+
+
+def _observe_rank(recipe: Recipe, stage_name: str, steps: int) -> dict[str, Any]:
+    place = start_groups(recipe.parallel, recipe.seed)
+    stage = recipe.stage(stage_name)
+    data = StageData(recipe, stage)
+    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0, resumes=False), place)
+    micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
+    result: dict[str, Any] = {"losses": [], "grad_norms": [], "skipped": [], "gradients": []}
+    for step, batches in zip(range(steps), data.batches(place, 0), strict=False):
+        plan = data.planner.plan(step)
+        arguments = (plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
+        if step == 0 and not recipe.optimizer.distributed:
+            # The distributed optimiser leaves each rank the sums of its own shard alone.
+            parts.step.forward_backward(*arguments)
+            result["gradients"] = _pieces(parts.chunks, gradients=True)
+        done = parts.step.run(*arguments)
+        result["losses"].append(done.loss)
+        result["grad_norms"].append(done.grad_norm)
+        result["skipped"].append(sorted(plan.skipped_layers))
+    result["weights"] = _pieces(parts.chunks, gradients=False)
+    return result
+
+
+def _pieces(chunks: list[MultimodalModel], gradients: bool) -> list[Piece]:
+    """This rank's parts of every tensor: (key, whole shape, offset, stacked dimensions, values)."""
+    pieces = []
+    for chunk in chunks:
+        for value in nested_values(chunk.sharded_state_dict()):
+            if not isinstance(value, ShardedTensor | ShardedTensorFactory):
+                continue
+            if gradients:
+                if not hasattr(value.data, "main_grad"):
+                    continue
+                value.data = value.data.main_grad
+            built = nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
+            for part in built:
+                values = part.data.detach().to(torch.float64).numpy().copy()
+                pieces.append((part.key, part.global_shape, part.global_offset, part.prepend_axis_num, values))
+    return pieces
+
+
+def _put_together(pieces: list[Piece]) -> dict[str, np.ndarray]:
+    whole: dict[str, np.ndarray] = {}
+    for key, shape, offset, stacked, values in pieces:
+        target = whole.setdefault(key, np.full(shape, np.nan))
+        where = (*offset[:stacked], *(slice(o, o + n) for o, n in zip(offset[stacked:], values.shape, strict=True)))
+        held = target[where]
+        # Replicas, and the two ends of a tied embedding, must agree wherever both hold a value.
+        assert np.all(np.isnan(held) | np.isclose(held, values, rtol=1e-5, atol=1e-8)), f"replicas of {key} differ"
+        target[where] = values
+    assert not any(np.isnan(values).any() for values in whole.values())
+    return whole

@@ -1,0 +1,125 @@
+"""Every parallel layout trains as one process does: same plan, losses, gradients and weights, dense and with STS.
+
+Tolerances: fp32 sums over tensor-parallel ranks and micro-batches are taken in another order, which moves a gradient
+by about 1e-6 of the tensor's largest value; 2e-5 leaves room for the few tensors whose entries nearly cancel. Adam's
+epsilon is raised so that the update is smooth in the gradient: with 1e-8 an entry near zero would move by the full
+learning rate in a direction that rounding decides.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.parallel.observe import Observation, observe
+from tests.tiny import tiny_recipe
+
+STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4}, "tune__compress": {"keep_ratio": 0.5}}
+SMOOTH = {"optimizer": {"epsilon": 1e-2}}
+LAYOUTS = {
+    "tp2": (2, {"tensor": 2}),
+    "tp2_sp": (2, {"tensor": 2, "sequence_parallel": True}),
+    "pp2": (2, {"pipeline": 2}),
+    "pp2_vp2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "pp2_uneven": (2, {"pipeline": 2, "layers_per_stage": [1, 3]}),
+    "tp2_pp2_sp": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def references(root: Path) -> dict[tuple[bool, bool], Observation]:
+    """One process: (STS, recompute) -> what it did."""
+    return {
+        (sts, recompute): observe(_recipe(root, sts, recompute, {}), "tune", 1)
+        for sts in (False, True)
+        for recompute in (False, True)
+    }
+
+
+def _recipe(root: Path, sts: bool, recompute: bool, parallel: dict[str, Any], **changes: Any):
+    return tiny_recipe(
+        root,
+        parallel=parallel,
+        recompute="full" if recompute else "none",
+        **(SMOOTH | (STS if sts else {}) | changes),
+    )
+
+
+def _assert_same(found: Observation, expected: Observation) -> None:
+    assert found.skipped == expected.skipped
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=2e-6)
+    np.testing.assert_allclose(found.grad_norms, expected.grad_norms, rtol=2e-5)
+    for kind in ("gradients", "weights"):
+        one, other = getattr(found, kind), getattr(expected, kind)
+        if kind == "weights" or one:
+            assert one.keys() == other.keys()
+        for key in one:
+            largest = np.abs(other[key]).max()
+            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=2e-5 * max(largest, 1e-6), err_msg=f"{kind} {key}")
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+@pytest.mark.parametrize("sts", [False, True], ids=["dense", "sts"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_trains_as_one_process(root, references, layout, sts, recompute):
+    ranks, parallel = LAYOUTS[layout]
+    found = observe(_recipe(root, sts, recompute, parallel), "tune", ranks)
+    _assert_same(found, references[sts, recompute])
+
+
+def test_sts_skips_and_compresses_in_these_runs(references):
+    sts, dense = references[True, False], references[False, False]
+    assert any(sts.skipped) and not any(dense.skipped)
+    assert sts.losses != dense.losses
+
+
+@pytest.mark.parametrize("sts", [False, True], ids=["dense", "sts"])
+def test_data_parallel_with_distributed_optimizer_trains_as_one_process(root, references, sts):
+    found = observe(_recipe(root, sts, False, {}, optimizer={"epsilon": 1e-2, "distributed": True}), "tune", 2)
+    _assert_same(found, references[sts, False])
+
+
+def test_recompute_changes_nothing(references):
+    for sts in (False, True):
+        plain, recomputed = references[sts, False], references[sts, True]
+        assert plain.losses == recomputed.losses
+        for key in plain.weights:
+            np.testing.assert_array_equal(plain.weights[key], recomputed.weights[key])
+
+
+def test_alignment_trains_the_projector_alone_in_every_layout(root):
+    changes = {"align__compress": {"keep_ratio": 0.5}}
+    expected = observe(_recipe(root, False, False, {}, **changes), "align", 1)
+    assert expected.gradients.keys() == {f"projector.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
+    for layout in ("tp2_sp", "pp2_vp2", "tp2_pp2_sp"):
+        ranks, parallel = LAYOUTS[layout]
+        _assert_same(observe(_recipe(root, False, False, parallel, **changes), "align", ranks), expected)
+
+
+def test_trained_tower_gets_the_same_gradients_under_sequence_parallelism(root):
+    changes = {"tune__trains": ["projector", "vision"], "tune__learning_rate": {"language": None, "vision": 1e-3}}
+    expected = observe(_recipe(root, False, False, {}, **changes), "tune", 1)
+    assert any(key.startswith("vision.") for key in expected.gradients)
+    found = observe(_recipe(root, False, False, LAYOUTS["tp2_sp"][1], **changes), "tune", 2)
+    _assert_same(found, expected)
+
+
+def test_tied_embeddings_train_alike_at_both_ends_of_the_pipeline(root):
+    changes = {"model__architecture": _tied()}
+    expected = observe(_recipe(root, True, False, {}, **changes), "tune", 1)
+    assert "output_layer.weight" not in expected.weights
+    for layout in ("pp2", "tp2_pp2_sp"):
+        ranks, parallel = LAYOUTS[layout]
+        _assert_same(observe(_recipe(root, True, False, parallel, **changes), "tune", ranks), expected)
+
+
+def _tied() -> dict[str, Any]:
+    from tests.tiny import ARCHITECTURE
+
+    return ARCHITECTURE | {"language": ARCHITECTURE["language"] | {"tied_embeddings": True}}
