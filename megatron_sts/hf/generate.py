@@ -89,8 +89,12 @@ class Generator:
         """
         reader = ImageReader(self.processor.image_processor, images_root)
         cache = PixelCache(_PIXEL_CACHE_BYTES)
-        # A picture is always the same number of tokens, so that this orders as the expanded lengths do.
-        lengths = [len(self._tokenize([self._expand(request)])["input_ids"][0]) for request in requests]
+        tokenized = self._tokenize([request.prompt for request in requests])["input_ids"] if requests else []
+        added_by_picture = self.model.config.image_seq_length - 1
+        lengths = [
+            len(tokens) + added_by_picture * len(request.images)
+            for tokens, request in zip(tokenized, requests, strict=True)
+        ]
         order = sorted(range(len(requests)), key=lambda index: (lengths[index], index))
         answers = [""] * len(requests)
         for start in range(0, len(order), batch_size):

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 
 class SharedStepAdamW(torch.optim.AdamW):
@@ -55,17 +54,15 @@ class SharedStepAdamW(torch.optim.AdamW):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes a state as torch's AdamW writes it; all counts must be equal."""
-        moments = {
-            number: {name: value for name, value in values.items() if name != "step"}
-            for number, values in state_dict["state"].items()
-        }
-        counts = {int(_number(values["step"])) for values in state_dict["state"].values() if "step" in values}
+        counts = {int(values["step"]) for values in state_dict["state"].values() if "step" in values}
         assert len(counts) <= 1, f"one step count is shared by all parameters, found {sorted(counts)}"
-        super().load_state_dict({**state_dict, "state": moments})
+        # A count of zero is not saved by megatron-core; torch wants one to be there.
+        count = counts.pop() if counts else 0
+        counted = {
+            number: {**moments, "step": torch.tensor(float(count))} for number, moments in state_dict["state"].items()
+        }
+        super().load_state_dict({**state_dict, "state": counted})
         for group in self.param_groups:
-            group["step"] = counts.pop() if counts else int(_number(group.get("step", 0)))
-            counts.add(group["step"])
-
-
-def _number(value: float | Tensor) -> float:
-    return float(value.item() if isinstance(value, Tensor) else value)
+            group["step"] = count
+            for parameter in group["params"]:
+                del self.state[parameter]["step"]

@@ -136,7 +136,19 @@ def _build(recipe: Recipe, stage: StageConfig, wrapped: list[DistributedDataPara
     for inner in optimizer.chained_optimizers:
         if type(inner.optimizer) is torch.optim.AdamW:
             inner.optimizer = SharedStepAdamW(inner.optimizer)
+        elif type(inner.optimizer) is torch.optim.SGD:
+            _make_momentum(inner.optimizer)
+            # megatron-core calls this before it loads; for SGD it has none.
+            inner.init_state_fn = lambda optimizer, config=None: None
     return optimizer
+
+
+def _make_momentum(optimizer: torch.optim.SGD) -> None:
+    """Momentum of zero from the start: the same first update, and a layer skipped since then has one to save."""
+    for group in optimizer.param_groups:
+        if group["momentum"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _named_part(part: str):

@@ -1,4 +1,4 @@
-"""Shows that the quickstart's tokenizer keeps words whole, text intact and a prompt a prefix of its answer."""
+"""Shows that the quickstart's tokenizer keeps words whole, text intact, a prompt a prefix of its answer."""
 
 import re
 import sys

@@ -25,7 +25,7 @@ SAMPLE = Sample("0", (Turn("human", "<image>\nWhat digit is it?"), Turn("assista
 def _train_and_forward(recipe: Recipe, pixels: Tensor) -> tuple[Path, np.ndarray]:
     """A checkpoint of a fresh model, and its logits [s, V] for one conversation."""
     start_groups(recipe.parallel, recipe.seed)
-    chunks = build_chunks(recipe, group_collection())
+    chunks = build_chunks(recipe, group_collection(), draw_weights=True)
     with torch.no_grad():
         # Fresh norms are ones and fresh biases zeros, which would hide an exchange.
         for number, parameter in enumerate(chunks[0].parameters()):

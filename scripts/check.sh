@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Lint, format and types, of the whole tree: what `make check`, pre-commit and tests/run.sh run.
+set -euo pipefail
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+cd -- "$root"
+source scripts/environment.sh
+
+python -m ruff check .
+python -m ruff format --check .
+python -m mypy

@@ -1,0 +1,74 @@
+"""Installation of megatron_sts; settings of the development tools are in pyproject.toml."""
+
+import re
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+OLDEST_PYTHON = (3, 11)
+
+if sys.version_info < OLDEST_PYTHON:
+    sys.exit(
+        "megatron_sts needs Python {}.{} or newer, this is Python {}.{} ({}); make the environment with a newer one".format(
+            *OLDEST_PYTHON, *sys.version_info[:2], sys.executable
+        )
+    )
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The package's version, without importing it: its requirements may not be installed yet."""
+    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "megatron_sts" / "__init__.py").read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError("megatron_sts/__init__.py has no line __version__ = \"...\"")
+    return found.group(1)
+
+
+QUICKSTART = ["scikit-learn>=1.4"]
+
+setup(
+    name="megatron_sts",
+    version=read_version(),
+    description="Megatron-style training of LLaVA-style models with the Sparse Training Scheme",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">={}.{}".format(*OLDEST_PYTHON),
+    packages=find_packages(include=["megatron_sts", "megatron_sts.*"]),
+    install_requires=[
+        # Contract: megatron_sts/versions.py refuses what is older than these two when a program starts. The images
+        # of GPU vendors carry torch as a pre-release (2.10.0a0+...), which is older than 2.10 in pip's order.
+        "torch>=2.10.0a0",
+        "megatron-core>=0.16.1",
+        "transformers>=5.0,<6",
+        "tokenizers",
+        "sentencepiece",
+        # transformers reads a sentencepiece model with it.
+        "protobuf",
+        # transformers renders chat templates with it.
+        "jinja2",
+        "safetensors",
+        "pydantic>=2",
+        "omegaconf>=2.3",
+        "numpy",
+        "packaging",
+        "Pillow",
+        "rich",
+        "tensorboard",
+        "matplotlib",
+        # megatron-core does not declare it, and hangs in saving a checkpoint without it.
+        "psutil",
+    ],
+    extras_require={
+        # The fused kernels of NVIDIA's apex are used where an image has them. They are not on PyPI: the package of
+        # that name there is another one.
+        "gpu": ["transformer-engine[pytorch]"],
+        "quickstart": QUICKSTART,
+        "dev": ["pytest>=8", "hypothesis", "ruff", "mypy", "pre-commit", *QUICKSTART],
+        "wandb": ["wandb"],
+        "energon": ["megatron-energon"],
+    },
+)

@@ -1,0 +1,160 @@
+"""A stopped run goes on as if it had not stopped: losses, weights, learning rates, also on another layout."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_sts.config import Recipe
+from megatron_sts.errors import CheckpointError
+from megatron_sts.parallel.groups import start_groups
+from megatron_sts.train.checkpoint import checkpoint_root
+from megatron_sts.train.loop import find_start, prepare_stage
+from megatron_sts.train.stage_data import StageData
+from megatron_sts.train.stages import train
+from tests.ranks import RankFailed, run_ranks
+from tests.tiny import tiny_recipe
+
+STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4}, "align__compress": {"keep_ratio": 0.5}}
+EVERY = {"checkpoint": {"every_steps": 2, "keep_last": 9}}
+KEPT = ("stage", "step", "loss", "grad_norm", "learning_rate", "layers_skipped", "sequence_length", "visual_tokens_kept")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+def _train(recipe: Recipe, ranks: int = 1, stage: str | None = None) -> list[dict[str, Any]]:
+    run_ranks(ranks, train, recipe, stage)
+    return _metrics(recipe)
+
+
+def _metrics(recipe: Recipe) -> list[dict[str, Any]]:
+    lines = (recipe.output_dir / "metrics.jsonl").read_text().splitlines()
+    return [{key: json.loads(line)[key] for key in KEPT} for line in lines]
+
+
+def _cut_back(recipe: Recipe, output: Path, keep: set[str]) -> None:
+    """A copy of a finished run as a kill would have left it: only the named checkpoints, all of metrics.jsonl."""
+    shutil.copytree(recipe.output_dir, output)
+    for checkpoint in (output / "checkpoints").iterdir():
+        if checkpoint.name not in keep:
+            shutil.rmtree(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (1, {}),
+        (2, {"optimizer": {"distributed": True}}),
+        (2, {"parallel": {"tensor": 2, "sequence_parallel": True}}),
+        (2, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}}),
+        (2, {"precision": "bf16"}),
+        (2, {"precision": "bf16", "optimizer": {"distributed": True}}),
+        (1, {"optimizer": {"kind": "sgd"}}),
+    ],
+    ids=["one", "dp2_distributed", "tp2_sp", "pp2_vp2", "dp2_bf16", "dp2_bf16_distributed", "sgd"],
+)
+def test_resume_within_and_across_stages_equals_the_uninterrupted_run(root, tmp_path, ranks, layout):
+    whole = tiny_recipe(root, output_dir=str(tmp_path / "whole"), **STS, **EVERY, **layout)
+    expected = _train(whole, ranks)
+    assert [(line["stage"], line["step"]) for line in expected] == [
+        *(("align", step) for step in (1, 2, 3)),
+        *(("tune", step) for step in (1, 2, 3, 4)),
+    ]
+    assert any(line["layers_skipped"] for line in expected)
+    for name, keep in {
+        "in_align": {"align-00000002"},
+        "between": {"align-00000003"},
+        "in_tune": {"align-00000003", "tune-00000002"},
+    }.items():
+        _cut_back(whole, tmp_path / name, keep)
+        resumed = whole.model_copy(update={"output_dir": tmp_path / name})
+        assert _train(resumed, ranks) == expected, name
+
+
+def test_training_a_finished_run_again_does_nothing(root, tmp_path):
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"))
+    before = _train(recipe)
+    files = sorted(checkpoint_root(recipe).iterdir())
+    assert _train(recipe) == before
+    assert sorted(checkpoint_root(recipe).iterdir()) == files
+
+
+@pytest.mark.parametrize("distributed", [False, True], ids=["plain", "distributed"])
+def test_checkpoint_resumes_on_another_layout_with_the_same_plan(root, tmp_path, distributed):
+    changes = STS | EVERY | {"optimizer": {"distributed": distributed, "epsilon": 1e-2}}
+    whole = tiny_recipe(
+        root,
+        output_dir=str(tmp_path / "whole"),
+        parallel={"tensor": 2, "pipeline": 2, "sequence_parallel": True},
+        **changes,
+    )
+    expected = _train(whole, 4)
+    for name, ranks, parallel in (("pp2", 2, {"pipeline": 2}), ("tp2", 2, {"tensor": 2}), ("dp2", 2, {}), ("one", 1, {})):
+        _cut_back(whole, tmp_path / name, {"align-00000003", "tune-00000002"})
+        other = tiny_recipe(root, output_dir=str(tmp_path / name), parallel=parallel, **changes)
+        found = _train(other, ranks)
+        for one, two in zip(found, expected, strict=True):
+            assert one["loss"] == pytest.approx(two["loss"], rel=5e-6), name
+            assert one["layers_skipped"] == two["layers_skipped"]
+            assert one["learning_rate"] == two["learning_rate"]
+
+
+def _rates_after_loading(recipe: Recipe) -> list[tuple[float, float]]:
+    place = start_groups(recipe.parallel, recipe.seed)
+    stage = recipe.stage("tune")
+    total = StageData(recipe, stage).total_steps
+    parts = prepare_stage(recipe, stage, total, find_start(recipe, 1, total), place)
+    return parts.optimizer.learning_rates()
+
+
+def test_each_part_has_its_own_learning_rate_after_a_resume(root, tmp_path):
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), **EVERY)
+    _train(recipe)
+    shutil.rmtree(checkpoint_root(recipe) / "tune-00000004")
+    rates = run_ranks(1, _rates_after_loading, recipe)[0]
+    # Step 3 of 4, no warm-up: half a cosine over 5 counts, at count 3.
+    import math
+
+    factor = 0.5 * (1 + math.cos(math.pi * 3 / 5))
+    assert {highest for highest, _ in rates} == {1e-2, 2e-3}
+    for highest, rate in rates:
+        assert rate == pytest.approx(highest * factor)
+
+
+def test_resume_under_another_recipe_is_refused_by_field(root, tmp_path):
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"))
+    _train(recipe)
+    for changes, field in (
+        ({"seed": 6}, "seed"),
+        ({"tune__skip": {"alpha": 0.2}}, "stages.tune.skip"),
+        ({"tune__batch": {"global": 4}}, "stages.tune.batch.global"),
+    ):
+        other = tiny_recipe(root, output_dir=str(tmp_path / "run"), **changes)
+        with pytest.raises(CheckpointError, match=field):
+            find_start(other, 1, 4)
+    moved = tiny_recipe(root, output_dir=str(tmp_path / "run"), tune__batch={"micro": 1}, align__epochs=2, align__steps=None)
+    assert find_start(moved, 1, 4).step == 4
+
+
+def test_stage_alone_wants_the_stage_before_it(root, tmp_path):
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), **EVERY)
+    with pytest.raises(RankFailed, match="has no checkpoint of align; train it first"):
+        run_ranks(1, train, recipe, "tune")
+    _train(recipe, stage="align")
+    shutil.rmtree(checkpoint_root(recipe) / "align-00000003")
+    with pytest.raises(RankFailed, match="has done 2 of 3 steps"):
+        run_ranks(1, train, recipe, "tune")
+    _train(recipe, stage="align")
+    assert len(_train(recipe, stage="tune")) == 7
+
+
+def test_only_the_newest_checkpoints_are_kept(root, tmp_path):
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), checkpoint={"every_steps": 1, "keep_last": 2})
+    _train(recipe)
+    names = sorted(path.name for path in checkpoint_root(recipe).iterdir())
+    assert names == ["align-00000002", "align-00000003", "tune-00000003", "tune-00000004"]

@@ -1,0 +1,96 @@
+"""A skipped layer is left alone: its weights and moments stay bitwise as they were, under every optimiser."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_sts.config import Recipe
+from megatron_sts.parallel.groups import start_groups
+from megatron_sts.sts import StepPlan
+from megatron_sts.train.loop import Start, prepare_stage
+from megatron_sts.train.optimizer import _stepped_tensors
+from megatron_sts.train.stage_data import StageData
+from tests.parallel.observe import observe
+from tests.ranks import run_ranks
+from tests.tiny import tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("skipping")
+
+
+def _state_by_layer(parts: Any) -> dict[int | None, list[np.ndarray]]:
+    """Weights and optimiser state by language layer, None for everything outside the layers."""
+    layers = {
+        id(parameter): layer.layer_number - 1
+        for chunk in parts.chunks
+        for layer in chunk.language.decoder.layers
+        for parameter in layer.parameters()
+    }
+    state: dict[int | None, list[np.ndarray]] = {}
+    for inner in parts.optimizer.inner.chained_optimizers:
+        for model, main in _stepped_tensors(inner):
+            moments = [value for name, value in sorted(inner.optimizer.state[main].items()) if name != "step"]
+            tensors = [model, main, *moments]
+            state.setdefault(layers.get(id(model)), []).extend(
+                tensor.detach().to(torch.float64).numpy().copy() for tensor in tensors if tensor is not None
+            )
+    return state
+
+
+def _step_with_layers_skipped(recipe: Recipe, skipped: list[frozenset[int]]) -> list[Any]:
+    place = start_groups(recipe.parallel, recipe.seed)
+    stage = recipe.stage("tune")
+    data = StageData(recipe, stage)
+    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0, resumes=False), place)
+    micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
+    states = [_state_by_layer(parts)]
+    for step, batches in zip(range(len(skipped)), data.batches(place, 0), strict=False):
+        full = data.planner.plan(step)
+        plan = StepPlan(step, skipped[step], full.kept_tokens, full.total_visual_tokens)
+        result = parts.step.run(plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
+        assert np.isfinite(result.grad_norm) and not result.dropped
+        states.append(_state_by_layer(parts))
+    return states
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes"),
+    [
+        (1, {}),
+        (1, {"optimizer": {"weight_decay": 0.1}}),
+        (1, {"optimizer": {"kind": "sgd", "weight_decay": 0.1}}),
+        (1, {"precision": "bf16", "optimizer": {"weight_decay": 0.1}}),
+        (2, {"optimizer": {"distributed": True, "weight_decay": 0.1}}),
+        (2, {"precision": "bf16", "optimizer": {"distributed": True}}),
+        (2, {"parallel": {"tensor": 2, "sequence_parallel": True}}),
+        (2, {"parallel": {"pipeline": 2}}),
+        (2, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "recompute": "full"}),
+    ],
+    ids=["adam", "adam_decay", "sgd", "bf16", "dp2_distributed", "dp2_bf16_distributed", "tp2_sp", "pp2", "pp2_vp2_recompute"],
+)
+def test_weights_and_moments_of_skipped_layers_are_bitwise_unchanged(root, ranks, changes):
+    # The first step skips too; the third skips a whole pipeline stage.
+    skipped = [frozenset({1, 3}), frozenset(), frozenset({2, 3}), frozenset({0})]
+    recipe = tiny_recipe(root, **changes)
+    for states in run_ranks(ranks, _step_with_layers_skipped, recipe, skipped):
+        for before, after, layers in zip(states, states[1:], skipped, strict=False):
+            for layer, held in before.items():
+                # Shards of the distributed optimiser may be empty on a rank.
+                same = all(np.array_equal(one, two) for one, two in zip(held, after[layer], strict=False))
+                assert same == (layer in layers) or all(array.size == 0 for array in held), (layer, layers)
+
+
+def test_zero_sparsity_is_plain_training_to_the_bit(root):
+    plain = observe(tiny_recipe(root), "tune", 1)
+    zero = observe(tiny_recipe(root, tune__skip={"alpha": 0.0}, tune__compress={"keep_ratio": 1.0}), "tune", 1)
+    assert zero.losses == plain.losses and zero.grad_norms == plain.grad_norms
+    for kind in ("gradients", "weights"):
+        one, two = getattr(plain, kind), getattr(zero, kind)
+        assert one.keys() == two.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key])

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# All checks and tests: bash tests/run.sh. With arguments only pytest, with these arguments and paths from the
+# repository root: bash tests/run.sh tests/unit/sts -k plan.
+set -euo pipefail
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+cd -- "$root"
+source scripts/environment.sh
+
+if [ $# -eq 0 ]; then
+    bash scripts/check.sh
+fi
+exec python -m pytest "$@"
