@@ -69,7 +69,7 @@ environment_find_python() {
     return 1
 }
 
-environment_pip() { "$environment_venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+environment_pip() { "$environment_venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"; }
 
 environment_has_torch() {
     "$environment_venv/bin/python" - "$environment_torch" <<'PYTHON' 2>/dev/null
@@ -137,11 +137,12 @@ environment_make() {
         python=$(environment_find_python) || return
         if [ -e "$environment_venv" ]; then
             environment_say "Making .venv again: the one found is incomplete or was made for another place."
-            rm -rf -- "$environment_venv"
         fi
+        # The mark comes first and goes last, so that being killed at any point leaves it.
+        mkdir -p -- "$environment_venv" && touch "$environment_venv/installing" || return
+        find "$environment_venv" -mindepth 1 -maxdepth 1 ! -name installing -exec rm -rf -- {} + || return
         environment_say "Making .venv with $python and installing what the project needs ($kind):" \
             "some 2 GB on the disk, 2 to 10 minutes, once."
-        mkdir -p -- "$environment_venv" && touch "$environment_venv/installing" || return
         local site=()
         [ "$kind" = gpu ] && site=(--system-site-packages)
         "$python" -m venv ${site[@]+"${site[@]}"} "$environment_venv" || return

@@ -13,6 +13,7 @@ from megatron_sts.hf.verify import verify_export
 
 
 def export(options: argparse.Namespace) -> None:
+    """Export, say what was written, and verify it where that was asked for."""
     dtype = DTYPES[options.dtype] if options.dtype else None
     report = export_checkpoint(options.checkpoint, options.output, options.vision, options.tokenizer, dtype)
     print(
@@ -28,9 +29,8 @@ def export(options: argparse.Namespace) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     exporter = commands.add_parser("export", help="make a Hugging Face LLaVA model of a training checkpoint")
     exporter.add_argument("--checkpoint", type=Path, required=True, help="directory with run.json")
@@ -44,6 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     options = parse(arguments)
     try:
         options.run(options)

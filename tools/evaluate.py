@@ -20,9 +20,8 @@ def show_progress(done: int, total: int) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="exported model")
     parser.add_argument("--data", type=Path, required=True, help="questions: .json or .jsonl")
     parser.add_argument("--images", type=Path, help="image folder (default: the folder of --data)")
@@ -35,6 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     options = parse(arguments)
     try:
         result = evaluate(

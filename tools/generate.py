@@ -13,9 +13,8 @@ from megatron_sts.hf.generate import Generator, Request
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="exported model")
     parser.add_argument("--image", type=Path, required=True, help="picture")
     parser.add_argument("--prompt", required=True, help="question about the picture")
@@ -25,6 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     options = parse(arguments)
     picture = options.image.resolve()
     question = options.prompt.replace(IMAGE_TOKEN, "").strip()

@@ -49,9 +49,7 @@ def llava_config(
     )
 
 
-def vision_config(
-    vision: VisionArchitecture, directory: Path | None
-) -> CLIPVisionConfig | SiglipVisionConfig:
+def vision_config(vision: VisionArchitecture, directory: Path | None) -> CLIPVisionConfig | SiglipVisionConfig:
     """The vision encoder's configuration, without the pooling head, which a LLaVA model does not run.
 
     Raises ConversionError where the directory's config.json is unreadable or has other sizes.

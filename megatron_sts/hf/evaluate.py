@@ -111,9 +111,7 @@ def _figures(questions: Sequence[Question], correct: Sequence[bool], seed: int) 
     }
 
 
-def _write_predictions(
-    path: Path, model_dir: Path, questions: Sequence[Question], answers: Sequence[str]
-) -> None:
+def _write_predictions(path: Path, model_dir: Path, questions: Sequence[Question], answers: Sequence[str]) -> None:
     model_id = model_dir.resolve().name
     lines = []
     for question, answer in zip(questions, answers, strict=True):

@@ -137,9 +137,7 @@ def _directory(given: Path | None, recipe: Path | None, field: str) -> Path | No
     directory = given or recipe
     if directory is not None and not directory.is_dir():
         origin = f"--{field}" if given else f"the recipe's model.{field}"
-        raise ConversionError(
-            f"{origin} is {directory}, but there is no such directory; give one with --{field}"
-        )
+        raise ConversionError(f"{origin} is {directory}, but there is no such directory; give one with --{field}")
     return directory
 
 
@@ -180,16 +178,16 @@ def _written_beside(output: Path) -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         yield directory
-        # mkdtemp makes it private; a model is readable like any other new directory.
+        # mkdtemp and safetensors make private ones; a model is readable like any other new file.
         mask = os.umask(0)
         os.umask(mask)
         directory.chmod(0o777 & ~mask)
+        for file in directory.iterdir():
+            file.chmod(0o666 & ~mask)
         try:
             directory.rename(output)
         except OSError as error:
-            raise ConversionError(
-                f"{output}: appeared during the export ({error}); give another --output"
-            ) from error
+            raise ConversionError(f"{output}: appeared during the export ({error}); give another --output") from error
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise

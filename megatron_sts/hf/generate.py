@@ -28,19 +28,21 @@ class Request:
 
 
 class Generator:
-    """An exported model with its processor.
-
-    Args:
-        model_dir: an exported model.
-        device: None: the GPU where there is one.
-        dtype: to compute in; None: as exported on a GPU, and float32 on a CPU, where it is the fastest.
-    Raises:
-        ConversionError: the directory holds no such model.
-    """
+    """An exported model with its processor."""
 
     def __init__(
         self, model_dir: Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
+        """Load the model.
+
+        Args:
+            model_dir: an exported model.
+            device: None: the GPU where there is one.
+            dtype: to compute in; None: as exported on a GPU, and float32 on a CPU, where it is the fastest.
+
+        Raises:
+            ConversionError: the directory holds no such model.
+        """
         if not (model_dir / "config.json").is_file():
             raise ConversionError(
                 f"{model_dir}: no config.json, so no exported model; make one with tools/convert.py export"
@@ -69,9 +71,7 @@ class Generator:
             content: list[dict[str, str]] = [{"type": "image"}] * turn.text.count(IMAGE_TOKEN)
             role = "user" if turn.role == "human" else "assistant"
             messages.append({"role": role, "content": [*content, {"type": "text", "text": text}]})
-        rendered: str = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        rendered: str = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return rendered
 
     def generate(
@@ -109,9 +109,7 @@ class Generator:
 
     @torch.inference_mode()
     def _answer(self, batch: Sequence[Request], pixels: list[Tensor], max_new_tokens: int) -> list[str]:
-        inputs = self._tokenize(
-            [self._expand(request) for request in batch], padding=True, return_tensors="pt"
-        )
+        inputs = self._tokenize([self._expand(request) for request in batch], padding=True, return_tensors="pt")
         inputs = inputs.to(self.device)
         if pixels:
             inputs["pixel_values"] = torch.stack(pixels).to(self.device, self.model.dtype)

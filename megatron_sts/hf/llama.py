@@ -88,9 +88,7 @@ def merge_gate_up(gate: Tensor, up: Tensor) -> Tensor:
     return torch.cat([gate, up], dim=0)
 
 
-def layer_to_hf(
-    tensors: Mapping[str, Tensor], layer: int, language: LanguageArchitecture
-) -> dict[str, Tensor]:
+def layer_to_hf(tensors: Mapping[str, Tensor], layer: int, language: LanguageArchitecture) -> dict[str, Tensor]:
     """One layer's tensors, named without `decoder.layers.` and not stacked, under Hugging Face's names."""
     split = {name: tensors[key] for key, name in SAME_IN_LAYER.items()}
     query_key_value = split_qkv(tensors[QKV], language.attention_heads, language.query_groups)
@@ -112,12 +110,8 @@ def language_to_hf(tensors: Mapping[str, Tensor], language: LanguageArchitecture
     Tied embeddings yield no `lm_head.weight`.
     Raises ConversionError for missing, unexpected or misshapen tensors.
     """
-    check_tensors(
-        {key: tuple(tensor.shape) for key, tensor in tensors.items()}, language_shapes(language), "language"
-    )
-    converted = dict(
-        outside_layer_to_hf(key, tensors[key], language) for key in OUTSIDE_LAYERS if key in tensors
-    )
+    check_tensors({key: tuple(tensor.shape) for key, tensor in tensors.items()}, language_shapes(language), "language")
+    converted = dict(outside_layer_to_hf(key, tensors[key], language) for key in OUTSIDE_LAYERS if key in tensors)
     names = (*SAME_IN_LAYER, QKV, GATE_UP)
     for layer in range(language.layers):
         converted |= layer_to_hf({name: tensors[LAYERS + name][layer] for name in names}, layer, language)
@@ -133,9 +127,7 @@ def language_from_hf(tensors: Mapping[str, Tensor], language: LanguageArchitectu
     given = dict(tensors)
     if language.tied_embeddings:
         given.pop("lm_head.weight", None)
-    check_tensors(
-        {key: tuple(tensor.shape) for key, tensor in given.items()}, _hf_shapes(language), "language"
-    )
+    check_tensors({key: tuple(tensor.shape) for key, tensor in given.items()}, _hf_shapes(language), "language")
     padding = language.padded_vocabulary_size - language.vocabulary_size
     converted = {}
     for key, name in OUTSIDE_LAYERS.items():
@@ -147,9 +139,7 @@ def language_from_hf(tensors: Mapping[str, Tensor], language: LanguageArchitectu
     return converted
 
 
-def check_tensors(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str
-) -> None:
+def check_tensors(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
     """Raise one ConversionError that names every missing, unexpected and misshapen tensor (ten of a kind)."""
     problems = []
     missing = sorted(expected.keys() - found.keys())
@@ -170,9 +160,7 @@ def check_tensors(
         )
 
 
-def _layer_from_hf(
-    tensors: Mapping[str, Tensor], layer: int, language: LanguageArchitecture
-) -> dict[str, Tensor]:
+def _layer_from_hf(tensors: Mapping[str, Tensor], layer: int, language: LanguageArchitecture) -> dict[str, Tensor]:
     def part(name: str) -> Tensor:
         return tensors[f"model.layers.{layer}.{name}"]
 

@@ -36,9 +36,7 @@ def model_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         state = LlavaForConditionalGeneration(config).state_dict()
     tied = config.tie_word_embeddings
-    return {
-        name: tuple(tensor.shape) for name, tensor in state.items() if not (tied and name == "lm_head.weight")
-    }
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
 
 
 def file_name(model_name: str) -> str:
@@ -59,9 +57,7 @@ def is_unused(checkpoint_key: str) -> bool:
     return checkpoint_key.startswith(VISION) and vision_name(checkpoint_key).startswith(_UNUSED_VISION)
 
 
-def check_checkpoint(
-    found: Mapping[str, tuple[int, ...]], config: LlavaConfig, language: LanguageArchitecture
-) -> None:
+def check_checkpoint(found: Mapping[str, tuple[int, ...]], config: LlavaConfig, language: LanguageArchitecture) -> None:
     """Raise ConversionError unless the checkpoint has exactly the tensors of the model."""
     expected = language_shapes(language)
     for name, shape in model_shapes(config).items():

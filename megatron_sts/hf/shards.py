@@ -18,6 +18,7 @@ class ShardWriter:
     """
 
     def __init__(self, directory: Path, largest_bytes: int = LARGEST_SHARD_BYTES):
+        """Files go to `directory` and hold at most `largest_bytes`, unless one tensor alone is larger."""
         self._directory = directory
         self._largest_bytes = largest_bytes
         self._pending: dict[str, Tensor] = {}
@@ -54,9 +55,7 @@ class ShardWriter:
         if count > 1:
             index = {
                 "metadata": {"total_size": self.total_bytes, "total_parameters": self.total_parameters},
-                "weight_map": {
-                    name: file for file, names in zip(files, self._shards, strict=True) for name in names
-                },
+                "weight_map": {name: file for file, names in zip(files, self._shards, strict=True) for name in names},
             }
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (self._directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")

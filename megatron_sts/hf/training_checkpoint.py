@@ -83,6 +83,7 @@ class TensorReader:
     """
 
     def __init__(self, checkpoint: Path):
+        """CheckpointError where the directory is no finished checkpoint."""
         if not (checkpoint / METADATA_FILE).is_file():
             raise CheckpointError(
                 f"{checkpoint}: no {METADATA_FILE}, so it was never finished; use an earlier checkpoint"

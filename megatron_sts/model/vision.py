@@ -28,11 +28,19 @@ class VisionTower(torch.nn.Module):
         super().__init__()
         self.encoder = encoder
         self._drop_class_token = vision.feature_select == "default"
-        _layers(encoder)[vision.used_layers - 1].register_forward_hook(self._stop)
+        layers = _layers(encoder)
+        if vision.used_layers == 0:
+            layers[0].register_forward_pre_hook(self._stop_before, with_kwargs=True)
+        else:
+            layers[vision.used_layers - 1].register_forward_hook(self._stop)
 
     @staticmethod
     def _stop(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         raise _FeaturesReady(output if isinstance(output, Tensor) else output[0])
+
+    @staticmethod
+    def _stop_before(module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        raise _FeaturesReady(inputs[0] if inputs else named["hidden_states"])
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [n, 3, H, W] -> features [n, v, w]."""
@@ -50,7 +58,7 @@ def _layers(encoder: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 def _encoder_config(vision: VisionArchitecture) -> CLIPVisionConfig | SiglipVisionConfig:
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": vision.hidden_size,
         "intermediate_size": vision.ffn_hidden_size,
         "num_hidden_layers": vision.layers,

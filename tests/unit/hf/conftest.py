@@ -74,7 +74,5 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, size in enumerate([(30, 30), (40, 24), (28, 28)]):
-        Image.radial_gradient("L").rotate(number * 40).resize(size).convert("RGB").save(
-            folder / f"{number}.png"
-        )
+        Image.radial_gradient("L").rotate(number * 40).resize(size).convert("RGB").save(folder / f"{number}.png")
     return folder

@@ -14,7 +14,8 @@ TOOLS = Path(__file__).parents[3] / "tools"
 
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -26,13 +27,12 @@ def test_convert_exports_and_verifies(
     arguments = ["export", "--checkpoint", str(make("clip").checkpoint), "--output", str(tmp_path / "model")]
     assert load("convert").main([*arguments, "--dtype", "bfloat16", "--verify"]) == 0
     printed = capsys.readouterr().out
-    assert "bfloat16; stage tune, step 10" in printed and "verified" in printed
+    assert "bfloat16; stage tune, step 10" in printed
+    assert "verified" in printed
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
-def test_evaluate_prints_a_table_or_json(
-    exported: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_prints_a_table_or_json(exported: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = {"question_id": 1, "image": "0.png", "text": "What?", "answer": "two", "category": "read"}
     (pictures / "q.jsonl").write_text(json.dumps(record))
     arguments = ["--model", str(exported), "--data", str(pictures / "q.jsonl"), "--max-new-tokens", "2"]
@@ -44,9 +44,7 @@ def test_evaluate_prints_a_table_or_json(
     assert json.loads(capsys.readouterr().out)["questions"] == 1
 
 
-def test_generate_prints_one_answer(
-    exported: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_prints_one_answer(exported: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "--model",
         str(exported),
@@ -72,4 +70,5 @@ def test_a_users_error_is_one_message_and_code_2(
 ) -> None:
     assert load(tool).main(arguments) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("error: nowhere")
+    assert captured.out == ""
+    assert captured.err.startswith("error: nowhere")

@@ -22,7 +22,8 @@ def test_every_size_of_the_architecture_arrives() -> None:
     assert (text.vocab_size, text.max_position_embeddings, text.rms_norm_eps) == (40, 128, 1e-5)
     assert text.rope_parameters["rope_theta"] == 500.0
     assert config.to_dict()["text_config"]["rope_theta"] == 500.0
-    assert config.tie_word_embeddings and text.tie_word_embeddings
+    assert config.tie_word_embeddings
+    assert text.tie_word_embeddings
     assert (config.vision_feature_layer, config.vision_feature_select_strategy) == (-1, "full")
     assert (config.image_seq_length, config.image_token_index) == (4, len(tokenizer) - 1)
     assert config.dtype == torch.bfloat16
@@ -47,7 +48,7 @@ def test_a_directory_with_other_sizes_is_refused(clip_directory: Path) -> None:
 
 
 def test_a_directory_without_a_usable_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="config.json cannot be used.*--vision"):
+    with pytest.raises(ConversionError, match=r"config.json cannot be used.*--vision"):
         vision_config(architecture("clip").vision, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ConversionError, match="it is a llama model"):

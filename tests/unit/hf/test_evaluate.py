@@ -65,9 +65,7 @@ def test_predictions_are_written_in_llavas_answer_format(questions: Path, tmp_pa
     assert len({answer["answer_id"] for answer in answers}) == 4
 
 
-def test_an_exported_model_answers_with_its_own_chat_template(
-    exported: Path, questions: Path, pictures: Path
-) -> None:
+def test_an_exported_model_answers_with_its_own_chat_template(exported: Path, questions: Path, pictures: Path) -> None:
     seen: list[tuple[int, int]] = []
     result = evaluate(
         exported,
@@ -77,4 +75,5 @@ def test_an_exported_model_answers_with_its_own_chat_template(
         max_new_tokens=2,
         progress=lambda *done: seen.append(done),
     )
-    assert result["questions"] == 4 and seen[-1] == (4, 4)
+    assert result["questions"] == 4
+    assert seen[-1] == (4, 4)

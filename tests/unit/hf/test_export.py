@@ -24,9 +24,7 @@ from tests.unit.hf.tiny_llava import make_recipe, write_checkpoint
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_export_loads_as_the_same_model(
-    make: Callable[..., Any], tmp_path: Path, family: str, tied: bool
-) -> None:
+def test_the_export_loads_as_the_same_model(make: Callable[..., Any], tmp_path: Path, family: str, tied: bool) -> None:
     made = make(family, tied)
     output = tmp_path / "deep" / "model"
     report = export_checkpoint(made.checkpoint, output)
@@ -43,9 +41,7 @@ def test_the_export_loads_as_the_same_model(
 
     processor = AutoProcessor.from_pretrained(output)
     assert isinstance(processor, LlavaProcessor)
-    inputs = processor(
-        text="USER: <image> is it?", images=Image.new("RGB", (40, 30), "red"), return_tensors="pt"
-    )
+    inputs = processor(text="USER: <image> is it?", images=Image.new("RGB", (40, 30), "red"), return_tensors="pt")
     with torch.inference_mode():
         assert torch.equal(model(**inputs).logits, made.model(**inputs).logits)
     verify_export(output)
@@ -62,6 +58,12 @@ def test_the_file_has_the_names_of_older_llava_checkpoints(exported: Path) -> No
     assert "vision_tower.vision_model.embeddings.patch_embedding.weight" in names
     assert "language_model.model.layers.2.self_attn.q_proj.weight" in names
     assert "language_model.lm_head.weight" in names
+
+
+def test_the_files_are_as_readable_as_any_new_file(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    expected = (tmp_path / "new").stat().st_mode
+    assert {file.name for file in exported.iterdir() if file.stat().st_mode != expected} == set()
 
 
 def test_the_chat_template_is_that_of_the_last_stage(exported: Path) -> None:
@@ -94,16 +96,15 @@ def test_weights_can_be_cast_and_split(make: Callable[..., Any], tmp_path: Path)
     made = make("siglip")
     output = tmp_path / "model"
     report = export_checkpoint(made.checkpoint, output, dtype=torch.bfloat16, largest_shard_bytes=20_000)
-    assert len(report.weight_files) > 1 and report.dtype == "bfloat16"
+    assert len(report.weight_files) > 1
+    assert report.dtype == "bfloat16"
     model = AutoModelForImageTextToText.from_pretrained(output)
     assert model.dtype == torch.bfloat16
     for name, tensor in made.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor.bfloat16())
 
 
-def test_the_pooling_head_and_an_older_prefix_do_not_disturb(
-    make: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_the_pooling_head_and_an_older_prefix_do_not_disturb(make: Callable[..., Any], tmp_path: Path) -> None:
     made = make("siglip")
     tensors = {key.replace("vision.", "vision.vision_model."): tensor for key, tensor in made.tensors.items()}
     tensors["vision.vision_model.head.probe"] = torch.zeros(1, 1, 24)
@@ -148,11 +149,11 @@ def test_an_output_that_exists_is_left_alone(make: Callable[..., Any], tmp_path:
 
 def test_directories_that_are_not_there_are_named(make: Callable[..., Any], tmp_path: Path) -> None:
     made = make("siglip")
-    with pytest.raises(ConversionError, match="--tokenizer is .*nowhere"):
+    with pytest.raises(ConversionError, match=r"--tokenizer is .*nowhere"):
         export_checkpoint(made.checkpoint, tmp_path / "model", tokenizer=tmp_path / "nowhere")
     recipe = make_recipe(made.recipe.architecture, None, tmp_path / "gone")
     checkpoint = write_checkpoint(tmp_path / "checkpoint", made.tensors, recipe)
-    with pytest.raises(ConversionError, match="the recipe's model.vision is .*gone.*--vision"):
+    with pytest.raises(ConversionError, match=r"the recipe's model.vision is .*gone.*--vision"):
         export_checkpoint(checkpoint, tmp_path / "model")
 
 
@@ -162,6 +163,6 @@ def test_a_recipe_without_a_tokenizer_asks_for_one(
     made = make("siglip")
     recipe = make_recipe(made.recipe.architecture, None, None)
     checkpoint = write_checkpoint(tmp_path / "checkpoint", made.tensors, recipe)
-    with pytest.raises(ConversionError, match="no model.tokenizer; give one with --tokenizer"):
+    with pytest.raises(ConversionError, match=r"no model.tokenizer; give one with --tokenizer"):
         export_checkpoint(checkpoint, tmp_path / "model")
     export_checkpoint(checkpoint, tmp_path / "model", tokenizer=tokenizer_directory)

@@ -45,7 +45,8 @@ def test_answers_do_not_depend_on_the_batch(
     requests = requests_of(generator)
     answers = generator.generate(requests, pictures, max_new_tokens=6, batch_size=batch_size)
     assert answers == [alone(exported, request, pictures) for request in requests]
-    assert len(set(answers)) > 1 and all(answers)
+    assert len(set(answers)) > 1
+    assert all(answers)
 
 
 def test_an_answer_depends_on_its_picture(generator: Generator, pictures: Path) -> None:
@@ -72,14 +73,18 @@ def test_progress_counts_to_the_end(generator: Generator, pictures: Path) -> Non
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
+def test_nothing_asked_is_nothing_answered(generator: Generator, pictures: Path) -> None:
+    assert generator.generate([], pictures) == []
+
+
 def test_a_missing_picture_is_named(generator: Generator, pictures: Path) -> None:
     request = Request(generator.prompt([Turn("human", "<image>\nno")]), ("gone.png",))
-    with pytest.raises(DataError, match="gone.png"):
+    with pytest.raises(DataError, match=r"gone.png"):
         generator.generate([request], pictures)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="no config.json, so no exported model"):
+    with pytest.raises(ConversionError, match=r"no config.json, so no exported model"):
         Generator(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConversionError, match="cannot be loaded"):

@@ -64,9 +64,7 @@ def test_bad_records_are_counted_and_named(tmp_path: Path, record: Any, message:
     ("content", "message"),
     [("{", "is not valid json"), ("", "holds no list of questions"), (None, "cannot be read")],
 )
-def test_files_that_are_no_question_files_are_refused(
-    tmp_path: Path, content: str | None, message: str
-) -> None:
+def test_files_that_are_no_question_files_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
     file = tmp_path / "q.jsonl"
     if content is not None:
         file.write_text(content)

@@ -49,10 +49,10 @@ def test_the_run_is_read_back(make: Callable[..., Any]) -> None:
 
 
 def test_a_missing_run_file_names_the_checkpoint_that_was_meant(copied: Path) -> None:
-    with pytest.raises(CheckpointError, match="no run.json.*give .*checkpoint, the last one in there"):
+    with pytest.raises(CheckpointError, match=r"no run.json.*give .*checkpoint, the last one in there"):
         read_run(copied.parent)
     (copied / "run.json").unlink()
-    with pytest.raises(CheckpointError, match="no run.json.*give a finished checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no run.json.*give a finished checkpoint"):
         read_run(copied)
 
 
@@ -64,9 +64,7 @@ def test_a_missing_run_file_names_the_checkpoint_that_was_meant(copied: Path) ->
         ({"step": "many"}, "cannot be read"),
     ],
 )
-def test_a_run_file_of_another_format_or_damaged_is_refused(
-    copied: Path, change: dict[str, Any], message: str
-) -> None:
+def test_a_run_file_of_another_format_or_damaged_is_refused(copied: Path, change: dict[str, Any], message: str) -> None:
     file = copied / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
@@ -88,8 +86,7 @@ def test_damaged_tensor_files_are_refused(copied: Path, damage: str) -> None:
             file.unlink()
     reader = TensorReader(copied)
     with pytest.raises(CheckpointError, match="missing or damaged"):
-        for key in reader.shapes:
-            reader.read(key)
+        all(reader.read(key) is not None for key in reader.shapes)
 
 
 class _Harmful:
@@ -102,7 +99,7 @@ class _Harmful:
 
 def test_metadata_that_would_run_code_is_refused_and_does_not_run(copied: Path, tmp_path: Path) -> None:
     (copied / ".metadata").write_bytes(pickle.dumps(_Harmful(tmp_path / "made")))
-    with pytest.raises(CheckpointError, match="refused to load posix.mkdir"):
+    with pytest.raises(CheckpointError, match=r"refused to load posix.mkdir"):
         TensorReader(copied)
     assert not (tmp_path / "made").exists()
 

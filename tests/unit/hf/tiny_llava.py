@@ -28,7 +28,7 @@ from megatron_sts.hf import language_from_hf
 from megatron_sts.parallel.device import prepare_device
 from tests.ranks import run_ranks
 
-WORDS = "USER: ASSISTANT: What digit is it? Row one: two five yes no A chat between".split()
+WORDS = ["USER:", "ASSISTANT:", "What", "digit", "is", "it?", "Row", "one:", "two", "five", "yes", "no", "A", "chat"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ def make_tokenizer(image_token: bool = True) -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         extra_special_tokens=["<image>"] if image_token else [],
     )
-    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return fast
 
 
@@ -192,17 +190,13 @@ def write_checkpoint(directory: Path, tensors: Mapping[str, Tensor], recipe: Rec
         if key.startswith("decoder.layers."):
             for layer, piece in enumerate(tensor):
                 offset = (0, layer, len(tensor))
-                pieces.append(
-                    ShardedTensor.from_rank_offsets(key, piece.contiguous(), offset, prepend_axis_num=1)
-                )
+                pieces.append(ShardedTensor.from_rank_offsets(key, piece.contiguous(), offset, prepend_axis_num=1))
         elif key == "embedding.word_embeddings.weight":
             for rank, piece in enumerate(tensor.chunk(2)):
                 pieces.append(ShardedTensor.from_rank_offsets(key, piece.contiguous(), (0, rank, 2)))
         else:
             pieces.append(ShardedTensor.from_rank_offsets(key, tensor.contiguous()))
-    pieces.append(
-        ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.projector.linear_1.weight", torch.ones(2))
-    )
+    pieces.append(ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.projector.linear_1.weight", torch.ones(2)))
     state: dict[str, Any] = {str(number): piece for number, piece in enumerate(pieces)}
     state["extra"] = ShardedObject("decoder.layers.mlp.linear_fc1._extra_state", b"", (1,), (0,))
 

@@ -1,0 +1,156 @@
+"""The whole way at a size for a laptop: data, tower, tokenizer, language model, then dense and STS side by side.
+
+Everything is trained here; nothing is downloaded. Dense and STS start from the same checkpoint and see the same
+samples in the same order. A third run gives STS as many more steps as its savings pay for.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import report
+
+from megatron_sts.config import Recipe, load_recipe
+from megatron_sts.hf import evaluate, export_checkpoint, verify_export
+from megatron_sts.hf.parity import largest_logit_difference
+from megatron_sts.train.checkpoint import checkpoints_of_stage
+from megatron_sts.train.progress import METRICS_FILE
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = Path(__file__).resolve().parent
+# The recipes name their files from the repository's root.
+RUN = Path("runs/quickstart")
+RANKS = 2
+COMPARED_LOGITS = 8
+
+TINY_DATA = ["--tiny"]
+TINY_TOWER = ["--steps", "10"]
+TINY_RUNS = {
+    "start": ["stages.pretrain.steps=4", "stages.pretrain.batch.global=8", "stages.pretrain.batch.micro=4"],
+    "dense": ["stages.align.steps=3", "stages.tune.steps=6"],
+    "sts": ["stages.align.steps=3", "stages.tune.steps=6"],
+}
+
+
+def main() -> int:
+    """Run everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a few steps of everything: shows that it runs, learns nothing")
+    tiny = parser.parse_args().tiny
+    os.chdir(ROOT)
+    began = time.perf_counter()
+    shutil.rmtree(RUN, ignore_errors=True)
+    RUN.mkdir(parents=True)
+
+    say("1/6 pictures of handwritten digits, captions and questions")
+    python("compose_digits.py", "--output", f"{RUN}/data", *(TINY_DATA if tiny else ()))
+    say("2/6 stage 0: a small vision tower and a tokenizer (no pretrained ones are used, so they are trained here)")
+    python("train_tokenizer.py", "--data", f"{RUN}/data", "--output", f"{RUN}/tokenizer")
+    python("train_tower.py", "--data", f"{RUN}/data", "--output", f"{RUN}/tower", *(TINY_TOWER if tiny else ()))
+    say("3/6 the language model, pretrained on the training text alone")
+    overrides = TINY_RUNS if tiny else dict.fromkeys(TINY_RUNS, [])
+    start = train("start", overrides["start"])
+    init = [f"model.init={last_checkpoint(start)}"]
+    say("4/6 alignment and instruction tuning, dense")
+    dense = train("dense", [*overrides["dense"], *init])
+    say("5/6 the same with the Sparse Training Scheme, then with the steps that dense's FLOPs pay for")
+    sts = train("sts", [*overrides["sts"], *init])
+    longer = train("sts", [*overrides["sts"], *init, *equal_flops(dense, sts)], output=RUN / "sts_equal_flops")
+    say("6/6 export to Hugging Face format, and evaluation of the exported models")
+    result = report.assemble(
+        runs={name: figures(recipe) for name, recipe in (("dense", dense), ("sts", sts), ("sts_equal_flops", longer))},
+        data=RUN / "data",
+        layout=dense.parallel.model_dump() | {"ranks": RANKS},
+        export_max_logit_difference=compare_logits(sts),
+        total_seconds=time.perf_counter() - began,
+    )
+    report.write(result, RUN)
+    print(report.table(result))
+    print(f"\nwhole run: {result['total_seconds']:.0f} s. Written: {RUN}/report.json, {RUN}/report.png")
+    return 0
+
+
+def say(text: str) -> None:
+    """Announce a part of the run."""
+    print(f"\n== {text}", flush=True)
+
+
+def python(script: str, *arguments: str) -> None:
+    """Run one of the quickstart's own scripts."""
+    subprocess.run([sys.executable, "-W", "ignore", str(RECIPES / script), *arguments], check=True)
+
+
+def train(name: str, overrides: list[str], output: Path | None = None) -> Recipe:
+    """Train a recipe of this folder under torchrun; returns it as it was run."""
+    if output is not None:
+        overrides = [*overrides, f"output_dir={output}"]
+    recipe = load_recipe(RECIPES / f"{name}.yaml", overrides)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+    # A port of its own, so that two runs on one machine do not meet.
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    command += ["tools/train.py", "--config", str(RECIPES / f"{name}.yaml"), *overrides]
+    # One thread a rank: with more, two ranks would fight for two cores. Compiling takes longer than it saves here.
+    environment = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run(command, check=True, env=os.environ | environment)
+    return recipe
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def last_checkpoint(recipe: Recipe) -> Path:
+    """The checkpoint at the end of a finished run."""
+    return checkpoints_of_stage(recipe, recipe.stages[-1].name)[-1]
+
+
+def metrics(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every step's figures."""
+    return [json.loads(line) for line in (recipe.output_dir / METRICS_FILE).read_text().splitlines()]
+
+
+def equal_flops(dense: Recipe, sts: Recipe) -> list[str]:
+    """Overrides that lengthen each stage of STS until it costs the FLOPs that dense spent on it."""
+    spent, saved = metrics(dense), metrics(sts)
+    overrides = []
+    for stage in sts.stages:
+        ratio = sum(line["flops_executed"] for line in spent if line["stage"] == stage.name) / sum(
+            line["flops_executed"] for line in saved if line["stage"] == stage.name
+        )
+        assert stage.steps is not None
+        overrides.append(f"stages.{stage.name}.steps={round(stage.steps * ratio)}")
+    return overrides
+
+
+def figures(recipe: Recipe) -> dict[str, Any]:
+    """A finished run's export, its accuracy and what it cost."""
+    export = recipe.output_dir / "export"
+    export_checkpoint(last_checkpoint(recipe), export)
+    verify_export(export)
+    print(f"evaluating {export}", flush=True)
+    return {
+        "export": export,
+        "evaluation": evaluate(export, RUN / "data" / "test_questions.jsonl", RUN / "data", max_new_tokens=12),
+        "metrics": metrics(recipe),
+    }
+
+
+def compare_logits(recipe: Recipe) -> float:
+    """The largest difference between the logits of the trained and of the exported model on test questions."""
+    lines = (RUN / "data" / "test_questions.jsonl").read_text().splitlines()[:COMPARED_LOGITS]
+    questions = [(RUN / "data" / line["image"], line["text"]) for line in map(json.loads, lines)]
+    return largest_logit_difference(last_checkpoint(recipe), recipe.output_dir / "export", questions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
