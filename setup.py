@@ -10,7 +10,7 @@ OLDEST_PYTHON = (3, 11)
 
 if sys.version_info < OLDEST_PYTHON:
     sys.exit(
-        "megatron_sts needs Python {}.{} or newer, this is Python {}.{} ({}); make the environment with a newer one".format(
+        "megatron_sts needs Python {}.{} or newer, this is Python {}.{} ({}); use a newer one".format(
             *OLDEST_PYTHON, *sys.version_info[:2], sys.executable
         )
     )
@@ -22,7 +22,7 @@ def read_version() -> str:
     """The package's version, without importing it: its requirements may not be installed yet."""
     found = re.search(r'^__version__ = "(.+)"$', (ROOT / "megatron_sts" / "__init__.py").read_text(), re.MULTILINE)
     if found is None:
-        raise RuntimeError("megatron_sts/__init__.py has no line __version__ = \"...\"")
+        raise RuntimeError('megatron_sts/__init__.py has no line __version__ = "..."')
     return found.group(1)
 
 

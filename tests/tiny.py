@@ -11,7 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_sts.config import Recipe, check_recipe
 
-_WORDS = "what is in the picture describe it red green blue dark light left right a and USER ASSISTANT : . ? <0x0A>".split()
+_WORDS = [
+    *("what", "is", "in", "the", "picture", "describe", "it", "red", "green", "blue", "dark", "light"),
+    *("left", "right", "a", "and", "USER", "ASSISTANT", ":", ".", "?", "<0x0A>"),
+]
 
 ARCHITECTURE: dict[str, Any] = {
     "vision": {
@@ -42,7 +45,9 @@ def tiny_tokenizer(directory: Path) -> Path:
     """A word tokenizer with `<image>`, begin and end of sequence, as a Hugging Face directory."""
     specials = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
     letters = [f"{mark}{letter}" for letter in "ab" for mark in ("", "▁")]
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*specials, *(f"▁{w}" for w in _WORDS), *letters]))}
+    vocabulary = {
+        word: number for number, word in enumerate(dict.fromkeys([*specials, *(f"▁{w}" for w in _WORDS), *letters]))
+    }
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer = normalizers.Replace("\n", " ")
     core.pre_tokenizer = pre_tokenizers.Metaspace()

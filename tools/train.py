@@ -1,10 +1,12 @@
 """Train the stages of a recipe: `torchrun ... tools/train.py --config RECIPE.yaml [key.sub=value ...]`."""
 
 import argparse
+import os
 import sys
 
 from megatron_sts.config import load_recipe
-from megatron_sts.errors import MegatronStsError
+from megatron_sts.errors import DataError, MegatronStsError
+from megatron_sts.versions import check_versions
 
 
 def main() -> int:
@@ -16,6 +18,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. stages.tune.skip.alpha=0")
     arguments = parser.parse_intermixed_args()
     try:
+        check_versions()
         recipe = load_recipe(arguments.config, arguments.overrides, check_files=not arguments.dry_run)
         if arguments.dry_run:
             from megatron_sts.train.dry_run import describe
@@ -26,7 +29,9 @@ def main() -> int:
 
             train(recipe, arguments.stage)
     except MegatronStsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Every rank meets a mistake in the recipe or a checkpoint; a bad picture may be one rank's alone.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
+            print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -20,8 +20,8 @@ Questions are drawn from this mixture (QUESTION_MIXTURE); one that the picture a
 Written below the output directory; image paths in the json files are relative to it:
 
     images/train/*.png, images/test/*.png
-    pretrain.json         LLaVA json without images: a caption, then questions that it answers; text for
-                          the language model
+    pretrain.json         LLaVA json without images: text for the language model, the training pictures
+                          written in words, with captions and questions
     align.json            LLaVA json: one caption a picture
     tune.json             LLaVA json: several questions a picture
     test_questions.jsonl  question_id, image, text, answer, category
@@ -203,9 +203,7 @@ def category_of(text: str) -> str:
     raise AssertionError(f"not a question of this data set: {text}")
 
 
-def question_only_accuracy(
-    train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]
-) -> dict[str, float]:
+def question_only_accuracy(train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> dict[str, float]:
     """What answering without looking scores: the baseline a model that sees must beat.
 
     Each test question gets the most frequent training answer to the same text; to a text never asked in
@@ -306,10 +304,25 @@ def _exchanges(picture: Picture) -> list[tuple[str, str]]:
     return [(question.text, question.answer) for question in picture.questions]
 
 
+def written_picture(grid: Grid, columns: int) -> str:
+    """The picture in words, patch by patch as a tower yields them: six lines of `columns` (6 or 3) words.
+
+    With three columns every second patch is left out, which is what uniform compression to a half keeps.
+    """
+    words = (*NUMBER_WORDS, "blank")
+    lattice = cell_labels(grid).reshape(CELLS_PER_SIDE, CELLS_PER_SIDE)
+    lines = np.repeat(np.repeat(lattice, 2, axis=0), columns // CELLS_PER_SIDE, axis=1)
+    return " ".join(words[cell] for cell in lines.reshape(-1))
+
+
 def _pretrain_record(index: int, picture: Picture) -> dict[str, Any]:
-    # The caption comes first, so that the language model learns to look the answers up in its context.
+    # A language model that starts a LLaVA can read before it sees: here, a grid that is written in words.
     exchanges = [(CAPTION_REQUEST, caption(picture.grid)), *_exchanges(picture)]
-    return {"id": f"pretrain-{index:06d}", "conversations": _conversation(exchanges)}
+    first = index % 2
+    written = written_picture(picture.grid, columns=6 if index % 4 < 2 else 3)
+    # Every second record is asked at once, as the tuning data does, without a caption to copy from.
+    (question, answer), *rest = exchanges[first:]
+    return {"id": f"pretrain-{index:06d}", "conversations": _conversation([(f"{written}\n{question}", answer), *rest])}
 
 
 def _align_record(index: int, picture: Picture) -> dict[str, Any]:

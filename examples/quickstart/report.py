@@ -52,7 +52,9 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         "accuracy": evaluation["accuracy"],
         "interval_95": evaluation["interval_95"],
         "accuracy_by_category": {name: part["accuracy"] for name, part in evaluation["by_category"].items()},
-        "train_seconds": {stage: sum(line["step_time_s"] for line in lines if line["stage"] == stage) for stage in stages},
+        "train_seconds": {
+            stage: sum(line["step_time_s"] for line in lines if line["stage"] == stage) for stage in stages
+        },
         "steps": {stage: sum(line["stage"] == stage for line in lines) for stage in stages},
         "flops_executed": total("flops_executed"),
         "flops_dense": total("flops_dense"),
@@ -82,7 +84,7 @@ def _runs(result: dict[str, Any]) -> list[str]:
 def _plot_losses(axes: Axes, result: dict[str, Any]) -> None:
     for name in _runs(result):
         done = 0
-        for number, (stage, losses) in enumerate(result[name]["loss"].items()):
+        for number, losses in enumerate(result[name]["loss"].values()):
             window = min(len(losses), 20)
             smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
             steps = np.arange(len(smooth)) + done + window
@@ -103,8 +105,15 @@ def _plot_skipping(axes: Axes, result: dict[str, Any]) -> None:
         ran[numbers, step] = 0
     blocks = min(40, len(skipped))
     share = np.stack([1 - part.mean(axis=1) for part in np.array_split(ran, blocks, axis=1)], axis=1)
-    image = axes.imshow(share, aspect="auto", origin="lower", cmap="Oranges", vmin=0, vmax=1,
-                        extent=(0, len(skipped), -0.5, layers - 0.5))
+    image = axes.imshow(
+        share,
+        aspect="auto",
+        origin="lower",
+        cmap="Oranges",
+        vmin=0,
+        vmax=1,
+        extent=(0, len(skipped), -0.5, layers - 0.5),
+    )
     axes.figure.colorbar(image, ax=axes, label="share of steps that skipped the layer")
     axes.set(xlabel="tuning step", ylabel="layer (0 is nearest the input)", title="Layers that STS skipped")
 
@@ -119,7 +128,13 @@ def _plot_accuracy(axes: Axes, result: dict[str, Any]) -> None:
     width = 0.8 / len(bars)
     places = np.arange(len(groups))
     for number, (name, values) in enumerate(bars.items()):
-        axes.bar(places + (number - (len(bars) - 1) / 2) * width, values, width, color=COLOURS[name], label=NAMES.get(name, name))
+        axes.bar(
+            places + (number - (len(bars) - 1) / 2) * width,
+            values,
+            width,
+            color=COLOURS[name],
+            label=NAMES.get(name, name),
+        )
     for number, name in enumerate(_runs(result), start=1):
         low, high = result[name]["interval_95"]
         axes.plot([(number - (len(bars) - 1) / 2) * width] * 2, [low, high], color="black", linewidth=1)
@@ -134,21 +149,47 @@ def table(result: dict[str, Any]) -> str:
     categories = sorted(result["dense"]["accuracy_by_category"])
     by_category = result["question_only_accuracy_by_category"]
     rows = [["", "question only", *(NAMES[name] for name in runs)]]
-    rows.append(["accuracy", _percent(result["question_only_accuracy"]), *(_percent(result[n]["accuracy"]) for n in runs)])
+    rows.append(
+        ["accuracy", _percent(result["question_only_accuracy"]), *(_percent(result[n]["accuracy"]) for n in runs)]
+    )
     rows.append(["  95% interval", "", *("-".join(_percent(x) for x in result[n]["interval_95"]) for n in runs)])
     for category in categories:
-        rows.append([f"  {category}", _percent(by_category.get(category, 0.0)),
-                     *(_percent(result[n]["accuracy_by_category"][category]) for n in runs)])
+        rows.append(
+            [
+                f"  {category}",
+                _percent(by_category.get(category, 0.0)),
+                *(_percent(result[n]["accuracy_by_category"][category]) for n in runs),
+            ]
+        )
     rows.append(["steps, align + tune", "", *(" + ".join(map(str, result[n]["steps"].values())) for n in runs)])
-    rows.append(["seconds, align + tune", "", *(" + ".join(f"{s:.0f}" for s in result[n]["train_seconds"].values()) for n in runs)])
+    rows.append(
+        [
+            "seconds, align + tune",
+            "",
+            *(" + ".join(f"{s:.0f}" for s in result[n]["train_seconds"].values()) for n in runs),
+        ]
+    )
     rows.append(["FLOPs executed", "", *(f"{result[n]['flops_executed']:.3g}" for n in runs)])
     rows.append(["FLOPs, same steps dense", "", *(f"{result[n]['flops_dense']:.3g}" for n in runs)])
-    rows.append(["FLOPs saved", "", *(_percent(1 - result[n]["flops_executed"] / result[n]["flops_dense"]) for n in runs)])
-    rows.append(["visual tokens dropped", "", *(_percent(1 - result[n]["visual_tokens_kept"] / result[n]["visual_tokens_total"]) for n in runs)])
+    rows.append(
+        ["FLOPs saved", "", *(_percent(1 - result[n]["flops_executed"] / result[n]["flops_dense"]) for n in runs)]
+    )
+    rows.append(
+        [
+            "visual tokens dropped",
+            "",
+            *(_percent(1 - result[n]["visual_tokens_kept"] / result[n]["visual_tokens_total"]) for n in runs),
+        ]
+    )
     rows.append(["layer runs skipped in tuning", "", *(str(result[n]["layers_skipped"]) for n in runs)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
-                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
     lines.insert(1, "-" * len(lines[0]))
     lines.append(
         f"\ngap to dense: STS {_points(result, 'sts')}"

@@ -25,7 +25,7 @@ from megatron_sts.train.progress import METRICS_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path(__file__).resolve().parent
-# The recipes name their files from the repository's root.
+# Below the working directory, as the recipes have it.
 RUN = Path("runs/quickstart")
 RANKS = 2
 COMPARED_LOGITS = 8
@@ -42,9 +42,15 @@ TINY_RUNS = {
 def main() -> int:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a few steps of everything: shows that it runs, learns nothing")
-    tiny = parser.parse_args().tiny
-    os.chdir(ROOT)
+    parser.add_argument(
+        "--tiny", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
+    )
+    parser.add_argument(
+        "--directory", type=Path, default=ROOT, help="where to make runs/quickstart (default: the repository)"
+    )
+    options = parser.parse_args()
+    tiny = options.tiny
+    os.chdir(options.directory)
     began = time.perf_counter()
     shutil.rmtree(RUN, ignore_errors=True)
     RUN.mkdir(parents=True)
@@ -55,7 +61,7 @@ def main() -> int:
     python("train_tokenizer.py", "--data", f"{RUN}/data", "--output", f"{RUN}/tokenizer")
     python("train_tower.py", "--data", f"{RUN}/data", "--output", f"{RUN}/tower", *(TINY_TOWER if tiny else ()))
     say("3/6 the language model, pretrained on the training text alone")
-    overrides = TINY_RUNS if tiny else dict.fromkeys(TINY_RUNS, [])
+    overrides: dict[str, list[str]] = TINY_RUNS if tiny else {name: [] for name in TINY_RUNS}
     start = train("start", overrides["start"])
     init = [f"model.init={last_checkpoint(start)}"]
     say("4/6 alignment and instruction tuning, dense")
@@ -95,7 +101,7 @@ def train(name: str, overrides: list[str], output: Path | None = None) -> Recipe
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
     # A port of its own, so that two runs on one machine do not meet.
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    command += ["tools/train.py", "--config", str(RECIPES / f"{name}.yaml"), *overrides]
+    command += [str(ROOT / "tools" / "train.py"), "--config", str(RECIPES / f"{name}.yaml"), *overrides]
     # One thread a rank: with more, two ranks would fight for two cores. Compiling takes longer than it saves here.
     environment = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run(command, check=True, env=os.environ | environment)

@@ -42,9 +42,7 @@ def training_texts(data: Path) -> list[str]:
     texts = []
     for name in TEXT_FILES:
         if not (data / name).is_file():
-            raise DataError(
-                f"{data / name}: not found. Make the data set first: compose_digits.py --output {data}"
-            )
+            raise DataError(f"{data / name}: not found. Make the data set first: compose_digits.py --output {data}")
         for record in json.loads((data / name).read_text(encoding="utf-8")):
             values = [turn["value"].replace(IMAGE, "") for turn in record["conversations"]]
             for human, answer in zip(values[::2], values[1::2], strict=True):
@@ -94,9 +92,7 @@ def build_tokenizer(pieces: list[tuple[str, float]]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="never", split=True)
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True) for token in (UNKNOWN, BEGIN, END, PADDING, IMAGE)]
-    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (UNKNOWN, BEGIN, END, PADDING, IMAGE)])
     begin = (BEGIN, tokenizer.token_to_id(BEGIN))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=[begin]

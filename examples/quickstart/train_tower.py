@@ -90,9 +90,7 @@ def read_split(data: Path, split: Split) -> tuple[Tensor, Tensor]:
     """A split's pictures, uint8 [n, 3, IMAGE_SIZE, IMAGE_SIZE], and their cells' digits, int64 [n, 9]."""
     labels_file = data / "tiles.npz"
     if not labels_file.is_file():
-        raise DataError(
-            f"{labels_file}: not found. Make the data set first: compose_digits.py --output {data}"
-        )
+        raise DataError(f"{labels_file}: not found. Make the data set first: compose_digits.py --output {data}")
     with np.load(labels_file) as arrays:
         cells = torch.from_numpy(arrays[split].astype(np.int64))
     pictures = torch.empty(len(cells), 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
@@ -116,9 +114,7 @@ def features(tower: SiglipVisionModel, pictures: Tensor) -> Tensor:
     return hidden_states[-1]
 
 
-def train_tower(
-    pictures: Tensor, cells: Tensor, steps: int, seed: int
-) -> tuple[SiglipVisionModel, nn.Linear]:
+def train_tower(pictures: Tensor, cells: Tensor, steps: int, seed: int) -> tuple[SiglipVisionModel, nn.Linear]:
     """Teaches a fresh tower the digit and the number of each patch's cell.
 
     Args:
@@ -156,9 +152,7 @@ def train_tower(
 
 
 @torch.no_grad()
-def measure(
-    tower: SiglipVisionModel, digit_head: nn.Linear, pictures: Tensor, cells: Tensor
-) -> tuple[float, float]:
+def measure(tower: SiglipVisionModel, digit_head: nn.Linear, pictures: Tensor, cells: Tensor) -> tuple[float, float]:
     """Accuracy on the cells that hold a digit, and on all patches."""
     places = cell_of_patch()
     logits = torch.cat([digit_head(features(tower, batch)) for batch in pictures.split(BATCH_SIZE)])
@@ -185,9 +179,7 @@ def _warmup_and_cosine(step: int, steps: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Train the quickstart's vision tower on its training pictures."
-    )
+    parser = argparse.ArgumentParser(description="Train the quickstart's vision tower on its training pictures.")
     parser.add_argument("--data", type=Path, required=True, help="directory written by compose_digits.py")
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face directory to write")
     parser.add_argument("--steps", type=int, default=500, help="training steps (default: %(default)s)")

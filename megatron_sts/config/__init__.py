@@ -19,9 +19,11 @@ from megatron_sts.config.recipe import (
     StageConfig,
 )
 from megatron_sts.config.resolved import difference, resolved_yaml
+from megatron_sts.config.run_file import RUN_FILE, Run, read_run, write_run
 from megatron_sts.config.world import check_world
 
 __all__ = [
+    "RUN_FILE",
     "Architecture",
     "BatchConfig",
     "CheckpointConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "Recipe",
+    "Run",
     "SkipConfig",
     "StageConfig",
     "VisionArchitecture",
@@ -43,5 +46,7 @@ __all__ = [
     "difference",
     "load_architecture",
     "load_recipe",
+    "read_run",
     "resolved_yaml",
+    "write_run",
 ]

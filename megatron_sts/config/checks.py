@@ -24,9 +24,7 @@ def check_vision_sizes(architecture: Architecture) -> Iterator[str]:
             "an image must hold at least one patch"
         )
     if vision.hidden_size % vision.attention_heads:
-        yield not_divisible(
-            "vision.hidden_size", vision.hidden_size, "vision.attention_heads", vision.attention_heads
-        )
+        yield not_divisible("vision.hidden_size", vision.hidden_size, "vision.attention_heads", vision.attention_heads)
 
 
 def check_vision_features(architecture: Architecture) -> Iterator[str]:
@@ -276,9 +274,7 @@ def recipe_problems(recipe: Recipe) -> list[str]:
     """What is wrong between the fields of a recipe, its architecture included, one message each."""
     problems = [f"model.architecture.{problem}" for problem in architecture_problems(recipe.architecture)]
     problems += [problem for check in RECIPE_CHECKS for problem in check(recipe)]
-    problems += [
-        problem for stage in recipe.stages for check in STAGE_CHECKS for problem in check(recipe, stage)
-    ]
+    problems += [problem for stage in recipe.stages for check in STAGE_CHECKS for problem in check(recipe, stage)]
     return problems
 
 
@@ -297,15 +293,12 @@ def file_problems(recipe: Recipe) -> list[str]:
                 f"stages.{stage.name}.data.train is '{stage.data.train}', which does not exist; give the "
                 "data file (relative paths start at the current directory)"
             )
-        directories.append(
-            (f"stages.{stage.name}.data.images", stage.data.images, "the directory of the images")
-        )
+        directories.append((f"stages.{stage.name}.data.images", stage.data.images, "the directory of the images"))
     for field, path, meaning in directories:
         if path is not None and not os.path.isdir(path):
             found = "is not a directory" if os.path.exists(path) else "does not exist"
             problems.append(
-                f"{field} is '{path}', which {found}; give {meaning} "
-                "(relative paths start at the current directory)"
+                f"{field} is '{path}', which {found}; give {meaning} (relative paths start at the current directory)"
             )
     return problems
 

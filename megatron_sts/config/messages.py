@@ -88,9 +88,7 @@ def type_problems(
     ]
 
 
-def _type_problem(
-    detail: ErrorDetails, values: Mapping[str, Any], model: type[BaseModel], sources: Sources
-) -> str:
+def _type_problem(detail: ErrorDetails, values: Mapping[str, Any], model: type[BaseModel], sources: Sources) -> str:
     field = dotted(detail["loc"], values)
     source = sources.of(field)
     if detail["type"] == "missing":

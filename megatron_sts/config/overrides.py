@@ -47,9 +47,7 @@ def parse_override(text: str) -> Override:
     try:
         value = parse_value(match[2])
     except ValueError as error:
-        raise ConfigError(
-            f"override '{text}' has a value that is not YAML: {error}; quote the value"
-        ) from error
+        raise ConfigError(f"override '{text}' has a value that is not YAML: {error}; quote the value") from error
     return Override(text, tuple(match[1].split(".")), value)
 
 

@@ -88,7 +88,7 @@ class DataConfig(ConfigModel):
     """The data of one stage."""
 
     train: Path
-    """LLaVA json (or jsonl) file, or a directory of webdataset shards."""
+    """LLaVA json (or jsonl) file."""
     images: Path | None = None
     """Directory of the image files that the data names; None: text only, or images in the shards."""
     template: Literal["plain", "vicuna_v1"] = "vicuna_v1"
@@ -100,7 +100,7 @@ class DataConfig(ConfigModel):
     text_tokens: int | None = Field(default=None, ge=1)
     """Mean text tokens of a record: for planning without the data."""
     max_tokens: int = Field(default=2048, ge=1)
-    """Longest sequence after compression, in tokens; longer records are cut."""
+    """Longest sequence after compression, in tokens; a longer record is an error that names it."""
     workers: int = Field(default=0, ge=0)
     """Processes that load images, per rank; 0: in the training process."""
 
@@ -241,9 +241,7 @@ class Recipe(ConfigModel):
             if stage.name == name:
                 return stage
         names = [stage.name for stage in self.stages]
-        raise ConfigError(
-            f"the recipe has no stage '{name}'{suggestion(name, names)} its stages: {', '.join(names)}"
-        )
+        raise ConfigError(f"the recipe has no stage '{name}'{suggestion(name, names)} its stages: {', '.join(names)}")
 
     def resolved(self) -> dict[str, Any]:
         """Plain values under their YAML names, every default filled in and the architecture inline."""

@@ -53,9 +53,7 @@ def _fitting_worlds(recipe: Recipe, world_size: int, shown: int = 6) -> str:
     sizes = [
         data * model_ranks
         for data in _divisors(most)
-        if not any(
-            problem for stage in recipe.stages for problem in _microbatch_problems(recipe, stage, data)
-        )
+        if not any(problem for stage in recipe.stages for problem in _microbatch_problems(recipe, stage, data))
     ]
     if not sizes:
         return "no world size fits: make batch.global / batch.micro a multiple of parallel.pipeline"

@@ -35,9 +35,7 @@ class Batch:
     """Slots per image."""
 
 
-def collate(
-    items: Sequence[RawItem], visual_tokens: int, length: int, image_token_id: int, pad_token_id: int
-) -> Batch:
+def collate(items: Sequence[RawItem], visual_tokens: int, length: int, image_token_id: int, pad_token_id: int) -> Batch:
     """Expands each `<image>` to `visual_tokens` slots, shifts the labels, pads on the right to `length`."""
     assert visual_tokens >= 1
     tokens = np.full((len(items), length), pad_token_id, dtype=np.int64)

@@ -48,7 +48,7 @@ def load_image_processor(
     if not file.is_file():
         raise ConfigError(f"model.vision: no {file}; give the directory of a Hugging Face vision encoder")
     try:
-        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(
             directory, backend="pil", local_files_only=True, trust_remote_code=False
         )
         blank = processor(Image.new("RGB", (2 * image_size, image_size)), return_tensors="pt")
@@ -75,9 +75,7 @@ class ImageReader:
         max_pixels: pictures with more pixels are refused before they are decoded.
     """
 
-    def __init__(
-        self, image_processor: BaseImageProcessor, root: Path, max_pixels: int = 8192 * 8192
-    ) -> None:
+    def __init__(self, image_processor: BaseImageProcessor, root: Path, max_pixels: int = 8192 * 8192) -> None:
         self._image_processor = image_processor
         self._root = root.resolve()
         self._max_pixels = max_pixels

@@ -37,9 +37,7 @@ def read_llava_json(path: Path | str) -> list[Sample]:
     if problems:
         shown = problems[:SHOWN_PROBLEMS]
         more = f" (the first {len(shown)})" if len(problems) > len(shown) else ""
-        raise DataError(
-            f"{path}: {len(problems)} of {len(records)} records cannot be used{more}:\n" + "\n".join(shown)
-        )
+        raise DataError(f"{path}: {len(problems)} of {len(records)} records cannot be used{more}:\n" + "\n".join(shown))
     return samples
 
 
@@ -128,8 +126,7 @@ def _turns(value: Any) -> tuple[Turn, ...]:
             )
     if turns[-1].role == "human":
         raise _RecordError(
-            f"conversations[{len(turns) - 1}]: found a human turn without an answer; "
-            "add the answer or remove the turn"
+            f"conversations[{len(turns) - 1}]: found a human turn without an answer; add the answer or remove the turn"
         )
     return turns
 
@@ -147,7 +144,5 @@ def _turn(number: int, entry: Any) -> Turn:
     if role == "assistant" and not text.strip():
         raise _RecordError(f"{field}.value: found an empty answer; write it or remove it and its question")
     if role == "assistant" and IMAGE_TOKEN in text:
-        raise _RecordError(
-            f"{field}.value: found {IMAGE_TOKEN} in an answer; only human turns may hold images"
-        )
+        raise _RecordError(f"{field}.value: found {IMAGE_TOKEN} in an answer; only human turns may hold images")
     return Turn(role, text)

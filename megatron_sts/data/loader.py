@@ -102,9 +102,7 @@ class MicroBatchLoader:
 
     def to_batches(self, step: list[RawMicroBatch], visual_tokens: int, length: int) -> list[Batch]:
         """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
-        return [
-            collate(items, visual_tokens, length, self._image_token_id, self._pad_token_id) for items in step
-        ]
+        return [collate(items, visual_tokens, length, self._image_token_id, self._pad_token_id) for items in step]
 
 
 @dataclass(frozen=True)

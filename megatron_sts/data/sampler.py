@@ -50,9 +50,7 @@ class StepSampler:
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:
             # Only the current and the next epoch are ever needed together.
-            self._permutations = {
-                known: order for known, order in self._permutations.items() if known == epoch - 1
-            }
+            self._permutations = {known: order for known, order in self._permutations.items() if known == epoch - 1}
             # numpy promises the raw stream of a bit generator for ever, that of Generator.permutation it does
             # not; a resumed run must find the same order under a newer numpy.
             keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.count)

@@ -1,7 +1,6 @@
 """The model card of an exported model: what it is and how it was trained, and no figure beyond that."""
 
-from megatron_sts.config import StageConfig
-from megatron_sts.hf.training_checkpoint import Run
+from megatron_sts.config import Run, StageConfig
 
 
 def model_card(name: str, run: Run, dtype: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
 
-from megatron_sts.config import LanguageArchitecture
+from megatron_sts.config import LanguageArchitecture, read_run
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.card import model_card
 from megatron_sts.hf.config import llava_config
@@ -42,7 +42,7 @@ from megatron_sts.hf.names import (
 )
 from megatron_sts.hf.processor import build_processor, load_tokenizer, save_processor
 from megatron_sts.hf.shards import LARGEST_SHARD_BYTES, ShardWriter
-from megatron_sts.hf.training_checkpoint import TensorReader, read_run
+from megatron_sts.hf.training_checkpoint import TensorReader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DTYPE_OF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}

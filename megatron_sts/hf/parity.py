@@ -10,9 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from megatron_sts.config import ParallelConfig
+from megatron_sts.config import ParallelConfig, read_run
 from megatron_sts.data import Batch
-from megatron_sts.hf.training_checkpoint import read_run
 from megatron_sts.model.build import build_chunks
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.groups import group_collection, start_groups, stop_groups

@@ -1,17 +1,14 @@
-"""Reads a training checkpoint in one process, without a process group: run.json, any tensor, any layer."""
+"""Reads a training checkpoint's tensors in one process, without a process group: any tensor, any layer."""
 
 import importlib
-import json
 import pickle
 import re
-from dataclasses import dataclass
 from enum import Enum
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -25,11 +22,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_sts.config import Recipe
 from megatron_sts.errors import CheckpointError
 
-RUN_FILE = "run.json"
-RUN_FORMAT = 1
 METADATA_FILE = ".metadata"
 # What torch raises where a file is cut short or is none of its own.
 _READ_ERRORS = (
@@ -42,38 +36,6 @@ _READ_ERRORS = (
     pickle.UnpicklingError,
 )
 _OPTIMIZER_KEY = re.compile(r"(chained_\d+\.)?optimizer\.")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What a checkpoint says of its own making."""
-
-    stage: str
-    step: int
-    recipe: Recipe
-    versions: dict[str, str]
-
-
-def read_run(checkpoint: Path) -> Run:
-    """The run.json of a checkpoint directory; CheckpointError where it is missing or not one of ours."""
-    file = checkpoint / RUN_FILE
-    if not file.is_file():
-        inside = sorted(str(other.parent) for other in checkpoint.glob(f"**/{RUN_FILE}"))
-        remedy = f"give {inside[-1]}, the last one in there" if inside else "give a finished checkpoint"
-        raise CheckpointError(f"{checkpoint}: no {RUN_FILE}, so this is not a training checkpoint; {remedy}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != RUN_FORMAT:
-            raise CheckpointError(
-                f"{file}: found format {content['format']!r}, this version reads {RUN_FORMAT}; "
-                "use the version of megatron_sts that wrote it"
-            )
-        recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
-        return Run(str(content["stage"]), int(content["step"]), recipe, dict(content.get("versions", {})))
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise CheckpointError(
-            f"{file}: cannot be read ({type(error).__name__}: {error}); use another checkpoint"
-        ) from error
 
 
 class TensorReader:

@@ -74,7 +74,9 @@ def freeze(chunks: list[MultimodalModel], trains: tuple[str, ...]) -> None:
                 module.requires_grad_(part in trains)
 
 
-def wrap(chunks: list[MultimodalModel], recipe: Recipe, groups: ProcessGroupCollection) -> list[DistributedDataParallel]:
+def wrap(
+    chunks: list[MultimodalModel], recipe: Recipe, groups: ProcessGroupCollection
+) -> list[DistributedDataParallel]:
     """The chunks under megatron-core's DistributedDataParallel, ready for its schedules and optimiser."""
     config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -88,8 +90,6 @@ def wrap(chunks: list[MultimodalModel], recipe: Recipe, groups: ProcessGroupColl
             # Casts between bf16 activations and fp32 losses at the first and last stage.
             module = Float16Module(chunk.config, chunk)
         wrapped.append(
-            DistributedDataParallel(
-                chunk.config, config, module, disable_bucketing=number > 0, pg_collection=groups
-            )
+            DistributedDataParallel(chunk.config, config, module, disable_bucketing=number > 0, pg_collection=groups)
         )
     return wrapped

@@ -46,7 +46,9 @@ def _draw(tensor: ShardedTensor, seed: int, layers: int) -> None:
         return
     text = f"{seed}/{tensor.key}/{tensor.global_offset[:stacked]}".encode()
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
-    whole = torch.empty(shape, dtype=torch.float32).normal_(0.0, _deviation(tensor.key, shape, layers), generator=generator)
+    whole = torch.empty(shape, dtype=torch.float32).normal_(
+        0.0, _deviation(tensor.key, shape, layers), generator=generator
+    )
     own = whole[tuple(slice(start, start + size) for start, size in zip(offset, target.shape, strict=True))]
     target.copy_(own)
 

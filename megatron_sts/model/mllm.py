@@ -117,7 +117,7 @@ class MultimodalModel(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict[str, Any]:
-        """Sharded tensors of the chunk: by this module's own names, each with its key in a checkpoint (see the class)."""
+        """Sharded tensors of the chunk: by this module's own names, each with its checkpoint key (see the class)."""
         assert not prefix
         language = self.language.sharded_state_dict(sharded_offsets=sharded_offsets, metadata=metadata)
         state = {f"language.{name}": tensor for name, tensor in language.items()}

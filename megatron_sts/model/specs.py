@@ -52,8 +52,6 @@ def _plain_layer_spec() -> ModuleSpec:
             layer.submodules,
             input_layernorm=PlainRMSNorm,
             pre_mlp_layernorm=PlainRMSNorm,
-            self_attention=replace(
-                attention, submodules=replace(attention.submodules, core_attention=CausalAttention)
-            ),
+            self_attention=replace(attention, submodules=replace(attention.submodules, core_attention=CausalAttention)),
         ),
     )

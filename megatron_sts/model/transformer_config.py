@@ -1,5 +1,7 @@
 """megatron-core's TransformerConfig from a recipe."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -17,11 +19,11 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
     gpu = has_gpu()
     interleaved = parallel.virtual_pipeline > 1
     layout = pipeline_layout(language.layers, parallel)
-    recompute = {
+    recompute_settings: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    }[recipe.recompute]
+    }
     return TransformerConfig(
         num_layers=language.layers,
         hidden_size=language.hidden_size,
@@ -60,5 +62,5 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         # Without overlap, interleaved stages exchange wrong tensors on gloo.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        **recompute,
+        **recompute_settings[recipe.recompute],
     )

@@ -91,10 +91,20 @@ def build_tower(vision: VisionArchitecture, directory: Path | None, dtype: torch
 
 
 def _read_encoder_config(vision: VisionArchitecture, directory: Path) -> CLIPVisionConfig | SiglipVisionConfig:
+    if not (directory / "config.json").is_file():
+        # transformers would quietly take its default sizes.
+        raise ConfigError(f"model.vision {directory} has no config.json; give a Hugging Face vision encoder directory")
     kind = CLIPVisionConfig if vision.family == "clip" else SiglipVisionConfig
     found = kind.from_pretrained(directory, local_files_only=True)
     expected = _encoder_config(vision)
-    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"):
+    for name in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+    ):
         if getattr(found, name) != getattr(expected, name):
             raise ConfigError(
                 f"{directory / 'config.json'} has {name} {getattr(found, name)}, but model.architecture's vision tower "

@@ -14,7 +14,18 @@ from typing import Any
 
 import torch
 
-_FACTORIES = ("zeros", "ones", "tensor", "empty", "full", "arange", "zeros_like", "ones_like", "empty_like", "full_like")
+_FACTORIES = (
+    "zeros",
+    "ones",
+    "tensor",
+    "empty",
+    "full",
+    "arange",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+)
 
 
 def has_gpu() -> bool:
@@ -63,11 +74,15 @@ def _adapt_megatron_core_to_cpu() -> None:
     # p2p_communication after batched transfers, the checkpoint writer before it reads tensors.
     torch.cuda.synchronize = lambda device=None: None
     _adapt_random_state()
+    with cpu:
+        # The first use of a device context notes which functions are factories; it must meet torch's own, or
+        # `with torch.device("meta")`, by which transformers loads weights, would pass them over.
+        torch.empty(0)
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     # language_module moves tied embeddings, tensor_parallel/data its batches.
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[assignment]
-    torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[assignment]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     _adapt_type_names()
     _adapt_checkpoint_queue()
 
@@ -83,7 +98,7 @@ def _adapt_random_state() -> None:
         torch.default_generator.set_state(state)
 
     torch.cuda.get_rng_state = get_state
-    torch.cuda.set_rng_state = set_state
+    torch.cuda.set_rng_state = set_state  # type: ignore[assignment]
     # torch.manual_seed would call back into torch.cuda.manual_seed.
     torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)  # type: ignore[assignment]
     megatron_random._get_cuda_rng_state = get_state

@@ -112,7 +112,11 @@ def step_flops(
     tokens and the length that goes with them.
     """
     sizes = ModelSizes(architecture)
-    tower_trained, projector_trained, language_trained = ("vision" in trains, "projector" in trains, "language" in trains)
+    tower_trained, projector_trained, language_trained = (
+        "vision" in trains,
+        "projector" in trains,
+        "language" in trains,
+    )
 
     tower = pass_count(tower_trained, tower_trained)
     tower_layers = architecture.vision.used_layers

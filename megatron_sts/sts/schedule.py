@@ -39,7 +39,9 @@ def skip_probabilities(layers: int, progress: float, alpha: float, epsilon: floa
 def kept_visual_tokens(visual_tokens: int, keep_ratio: float) -> int:
     """Visual tokens kept of one image: K = max(1, floor(N r + 0.5))."""
     if not 0.0 < keep_ratio <= 1.0:
-        raise ConfigError(f"compress.keep_ratio is {keep_ratio:g}; it is the share of visual tokens kept, above 0 up to 1")
+        raise ConfigError(
+            f"compress.keep_ratio is {keep_ratio:g}; it is the share of visual tokens kept, above 0 up to 1"
+        )
     return max(1, math.floor(visual_tokens * keep_ratio + 0.5))
 
 

@@ -4,11 +4,8 @@ A checkpoint is written to `<name>.partial` and renamed when every rank has fini
 name is complete. It loads into any tensor, pipeline and data-parallel layout.
 """
 
-import json
 import os
 import shutil
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,11 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
-from megatron_sts.config import Recipe, difference
+from megatron_sts.config import RUN_FILE, Recipe, Run, difference, write_run
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.train.optimizer import StageOptimizer
 
-RUN_FILE = "run.json"
-_FORMAT = 1
 _PARTIAL = ".partial"
 _STEP_DIGITS = 8
 
@@ -41,16 +36,6 @@ _MAY_CHANGE = (
 _STAGE_MAY_CHANGE = ("data.train", "data.images", "data.workers", "data.samples", "data.text_tokens", "batch.micro")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint on the disk: `step` optimiser steps of `stage` are done."""
-
-    path: Path
-    stage: str
-    step: int
-    recipe: dict[str, Any]
-
-
 def checkpoint_root(recipe: Recipe) -> Path:
     """The directory that holds a run's checkpoints."""
     return recipe.output_dir / "checkpoints"
@@ -60,19 +45,6 @@ def checkpoints_of_stage(recipe: Recipe, stage: str) -> list[Path]:
     """Complete checkpoints of a stage, oldest first."""
     found = checkpoint_root(recipe).glob(f"{stage}-" + "[0-9]" * _STEP_DIGITS)
     return sorted(path for path in found if (path / RUN_FILE).is_file())
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """What a checkpoint's run.json says. Raises CheckpointError where it is missing or damaged."""
-    try:
-        run = json.loads((path / RUN_FILE).read_text())
-        if run["format"] != _FORMAT:
-            raise CheckpointError(f"{path / RUN_FILE} has format {run['format']}; this version reads format {_FORMAT}")
-        return Checkpoint(path, run["stage"], run["step"], run["recipe"])
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not a checkpoint: it has no {RUN_FILE}; name a directory that has one") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / RUN_FILE} is damaged ({error!r}); use another checkpoint") from None
 
 
 def save_checkpoint(
@@ -90,14 +62,7 @@ def save_checkpoint(
     dist.barrier()
     dist_checkpointing.save(_sharded_state(chunks, optimizer, is_loading=False), str(partial))
     if dist.get_rank() == 0:
-        run = {
-            "format": _FORMAT,
-            "stage": stage,
-            "step": step,
-            "recipe": recipe.resolved(),
-            "versions": {name: version(name) for name in ("torch", "megatron-core", "transformers")},
-        }
-        (partial / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n")
+        write_run(partial, stage, step, recipe)
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
@@ -122,9 +87,7 @@ def load_checkpoint(
         optimizer.load_state_dict(state.get("optimizer", {}), step)
 
 
-def _sharded_state(
-    chunks: list[MultimodalModel], optimizer: StageOptimizer | None, is_loading: bool
-) -> dict[str, Any]:
+def _sharded_state(chunks: list[MultimodalModel], optimizer: StageOptimizer | None, is_loading: bool) -> dict[str, Any]:
     state: dict[str, Any] = {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
     if optimizer is not None:
         # Made from tensors that still are the parameters, by which the optimiser finds its own.
@@ -134,21 +97,22 @@ def _sharded_state(
     return state
 
 
-def check_resumable(checkpoint: Checkpoint, recipe: Recipe) -> None:
+def check_resumable(path: Path, run: Run, recipe: Recipe) -> None:
     """Raise CheckpointError, naming the fields, where the recipe is not the one the checkpoint was trained with.
 
     The layout, where files lie, logging and what bears on memory alone may change, and other stages altogether.
     """
-    refused = [field for field in difference(checkpoint.recipe, recipe.resolved()) if not _may_change(field, checkpoint.stage)]
+    changed = difference(run.recipe.resolved(), recipe.resolved())
+    refused = [field for field in changed if not _may_change(field, run.stage)]
     if refused:
         raise CheckpointError(
-            f"{checkpoint.path} was trained with other values of {', '.join(sorted(refused))}; "
+            f"{path} was trained with other values of {', '.join(sorted(refused))}; "
             "put them back, or choose another output_dir to start anew"
         )
 
 
 def _may_change(field: str, stage: str) -> bool:
     if field.startswith("stages."):
-        _, name, rest = (field.split(".", 2) + [""])[:3]
+        _, name, rest = [*field.split(".", 2), ""][:3]
         return name != stage or rest.startswith(_STAGE_MAY_CHANGE)
     return field.startswith(_MAY_CHANGE)

@@ -15,10 +15,14 @@ def describe(recipe: Recipe) -> str:
     """The resolved recipe and each stage's plan. Reads the data's records where they are there, no weights."""
     stages = [_describe_stage(recipe, stage) for stage in recipe.stages]
     parallel = recipe.parallel
-    held = [f"{layers.start}-{layers.stop - 1}" for layers in layers_of_stages(recipe.architecture.language.layers, parallel)]
+    held = [
+        f"{layers.start}-{layers.stop - 1}"
+        for layers in layers_of_stages(recipe.architecture.language.layers, parallel)
+    ]
     layout = (
-        f"layout: tensor {parallel.tensor}{' with sequence parallelism' if parallel.sequence_parallel else ''}, pipeline "
-        f"{parallel.pipeline} x {parallel.virtual_pipeline} (layers {', '.join(held)}), data parallel is what is left"
+        f"layout: tensor {parallel.tensor}{' with sequence parallelism' if parallel.sequence_parallel else ''}, "
+        f"pipeline {parallel.pipeline} x {parallel.virtual_pipeline} (layers {', '.join(held)}), "
+        "data parallel is what is left"
     )
     return "\n".join([resolved_yaml(recipe).rstrip(), "", layout, *stages])
 
@@ -68,7 +72,13 @@ def _flops_line(recipe: Recipe, stage: StageConfig, kept: int, total: int, mean_
     def flops(visual_tokens: int, share_run: float) -> float:
         length = padded_length(stage.data.text_tokens + images * visual_tokens, recipe.parallel)  # type: ignore[operator]
         sized = step_flops(
-            recipe.architecture, stage.trains, samples=1, images=images, length=length, visual_tokens=visual_tokens, layers_run=layers
+            recipe.architecture,
+            stage.trains,
+            samples=1,
+            images=images,
+            length=length,
+            visual_tokens=visual_tokens,
+            layers_run=layers,
         )
         return sized.total - sized.layers * (1 - share_run)
 

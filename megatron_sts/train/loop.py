@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.config import Recipe, StageConfig, read_run
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.build import build_chunks, freeze, wrap
 from megatron_sts.model.mllm import MultimodalModel
@@ -14,7 +14,6 @@ from megatron_sts.train.checkpoint import (
     check_resumable,
     checkpoints_of_stage,
     load_checkpoint,
-    read_checkpoint,
     save_checkpoint,
 )
 from megatron_sts.train.figures import StepFigures
@@ -96,8 +95,7 @@ def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) ->
     return (
         f"{stage.name}: {len(data.samples):,} samples, {data.total_steps:,} steps of {stage.batch.global_size}, "
         f"trains {', '.join(stage.trains)}; tensor {place.tensor_size} x pipeline {place.pipeline_size} x "
-        f"data {place.data_size}; {origin}"
-        + (f", after step {start.step}" if start.resumes else "")
+        f"data {place.data_size}; {origin}" + (f", after step {start.step}" if start.resumes else "")
     )
 
 
@@ -131,10 +129,10 @@ def find_start(recipe: Recipe, stage_number: int, total_steps: int) -> Start:
     """
     stage = recipe.stages[stage_number]
     if own := checkpoints_of_stage(recipe, stage.name):
-        newest = read_checkpoint(own[-1])
-        check_resumable(newest, recipe)
+        newest = read_run(own[-1])
+        check_resumable(own[-1], newest, recipe)
         assert newest.step <= total_steps
-        return Start(newest.path, newest.step, resumes=True)
+        return Start(own[-1], newest.step, resumes=True)
     if stage_number == 0:
         return Start(recipe.model.init, 0, resumes=False)
     previous = recipe.stages[stage_number - 1]

@@ -1,6 +1,6 @@
 """The optimiser of a stage: megatron-core's, with a learning rate per part, leaving skipped layers alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +151,7 @@ def _make_momentum(optimizer: torch.optim.SGD) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def _named_part(part: str):
+def _named_part(part: str) -> Callable[[Tensor, str], bool]:
     return lambda parameter, name: f".{part}." in f".{name}"
 
 

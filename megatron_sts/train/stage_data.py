@@ -55,9 +55,7 @@ class StageData:
         self.samples = read_llava_json(stage.data.train)
         self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed)
         self.total_steps = stage.steps if stage.steps is not None else self.sampler.steps_in(stage.epochs or 0.0)
-        self.planner = StagePlanner(
-            recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size
-        )
+        self.planner = StagePlanner(recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size)
         self.index = _on_rank_zero_first(self._measure)
 
     def _measure(self) -> SampleIndex:
@@ -151,8 +149,8 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     size = recipe.architecture.language.vocabulary_size
     if len(tokenizer) > size:
         raise ConfigError(
-            f"model.tokenizer {directory} has {len(tokenizer)} tokens, but the architecture's vocabulary_size is {size}; "
-            "raise it to hold them"
+            f"model.tokenizer {directory} has {len(tokenizer)} tokens, but the architecture's vocabulary_size is "
+            f"{size}; raise it to hold them"
         )
     return tokenizer
 

@@ -2,10 +2,10 @@
 
 import gc
 
-from megatron_sts.config import Recipe, check_world, resolved_yaml
+from megatron_sts.config import Recipe, check_world, read_run, resolved_yaml
 from megatron_sts.errors import CheckpointError
 from megatron_sts.parallel.groups import start_groups, stop_groups, world_size_of_environment
-from megatron_sts.train.checkpoint import checkpoint_root, read_checkpoint
+from megatron_sts.train.checkpoint import checkpoint_root
 from megatron_sts.train.loop import find_start, train_stage
 from megatron_sts.train.stage_data import StageData
 
@@ -23,7 +23,7 @@ def train(recipe: Recipe, only_stage: str | None = None) -> None:
     if only_stage is not None:
         recipe.stage(only_stage)
     if recipe.model.init is not None:
-        read_checkpoint(recipe.model.init)
+        read_run(recipe.model.init)
     place = start_groups(recipe.parallel, recipe.seed)
     if place.rank == 0:
         checkpoint_root(recipe).mkdir(parents=True, exist_ok=True)

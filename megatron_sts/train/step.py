@@ -54,7 +54,9 @@ class TrainStep:
             config.pipeline_model_parallel_size, config.virtual_pipeline_model_parallel_size
         )
 
-    def run(self, plan: StepPlan, batches: list[Batch] | None, micro_batches: int, micro: int, length: int) -> StepResult:
+    def run(
+        self, plan: StepPlan, batches: list[Batch] | None, micro_batches: int, micro: int, length: int
+    ) -> StepResult:
         """One step.
 
         batches: this rank's micro-batches, None on middle pipeline stages, which read none. micro_batches, micro:
@@ -105,7 +107,8 @@ class TrainStep:
 def _on_device(batch: Batch, device: Any) -> Batch:
     moved = {field.name: getattr(batch, field.name) for field in fields(batch)}
     moved = {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in moved.items()
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in moved.items()
     }
     return replace(batch, **moved)
 

@@ -61,7 +61,9 @@ def _assert_same(found: Observation, expected: Observation) -> None:
             assert one.keys() == other.keys()
         for key in one:
             largest = np.abs(other[key]).max()
-            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=2e-5 * max(largest, 1e-6), err_msg=f"{kind} {key}")
+            np.testing.assert_allclose(
+                one[key], other[key], rtol=0, atol=2e-5 * max(largest, 1e-6), err_msg=f"{kind} {key}"
+            )
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])

@@ -19,7 +19,16 @@ from tests.tiny import tiny_recipe
 
 STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4}, "align__compress": {"keep_ratio": 0.5}}
 EVERY = {"checkpoint": {"every_steps": 2, "keep_last": 9}}
-KEPT = ("stage", "step", "loss", "grad_norm", "learning_rate", "layers_skipped", "sequence_length", "visual_tokens_kept")
+KEPT = (
+    "stage",
+    "step",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "layers_skipped",
+    "sequence_length",
+    "visual_tokens_kept",
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +103,12 @@ def test_checkpoint_resumes_on_another_layout_with_the_same_plan(root, tmp_path,
         **changes,
     )
     expected = _train(whole, 4)
-    for name, ranks, parallel in (("pp2", 2, {"pipeline": 2}), ("tp2", 2, {"tensor": 2}), ("dp2", 2, {}), ("one", 1, {})):
+    for name, ranks, parallel in (
+        ("pp2", 2, {"pipeline": 2}),
+        ("tp2", 2, {"tensor": 2}),
+        ("dp2", 2, {}),
+        ("one", 1, {}),
+    ):
         _cut_back(whole, tmp_path / name, {"align-00000003", "tune-00000002"})
         other = tiny_recipe(root, output_dir=str(tmp_path / name), parallel=parallel, **changes)
         found = _train(other, ranks)
@@ -137,7 +151,9 @@ def test_resume_under_another_recipe_is_refused_by_field(root, tmp_path):
         other = tiny_recipe(root, output_dir=str(tmp_path / "run"), **changes)
         with pytest.raises(CheckpointError, match=field):
             find_start(other, 1, 4)
-    moved = tiny_recipe(root, output_dir=str(tmp_path / "run"), tune__batch={"micro": 1}, align__epochs=2, align__steps=None)
+    moved = tiny_recipe(
+        root, output_dir=str(tmp_path / "run"), tune__batch={"micro": 1}, align__epochs=2, align__steps=None
+    )
     assert find_start(moved, 1, 4).step == 4
 
 

@@ -71,7 +71,17 @@ def _step_with_layers_skipped(recipe: Recipe, skipped: list[frozenset[int]]) -> 
         (2, {"parallel": {"pipeline": 2}}),
         (2, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "recompute": "full"}),
     ],
-    ids=["adam", "adam_decay", "sgd", "bf16", "dp2_distributed", "dp2_bf16_distributed", "tp2_sp", "pp2", "pp2_vp2_recompute"],
+    ids=[
+        "adam",
+        "adam_decay",
+        "sgd",
+        "bf16",
+        "dp2_distributed",
+        "dp2_bf16_distributed",
+        "tp2_sp",
+        "pp2",
+        "pp2_vp2_recompute",
+    ],
 )
 def test_weights_and_moments_of_skipped_layers_are_bitwise_unchanged(root, ranks, changes):
     # The first step skips too; the third skips a whole pipeline stage.

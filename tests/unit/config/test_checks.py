@@ -245,9 +245,7 @@ def test_files_that_are_not_there_are_named_together(
         "stages.tune.skip.alpha=0.9",
         check_files=True,
     )
-    assert (
-        "model.vision is 'towers/clip', which does not exist; give a Hugging Face vision encoder" in message
-    )
+    assert "model.vision is 'towers/clip', which does not exist; give a Hugging Face vision encoder" in message
     assert "model.tokenizer is 'file', which is not a directory; give a Hugging Face tokenizer" in message
     assert "model.init is 'start', which does not exist" in message and "tools/convert.py import" in message
     assert "stages.align.data.train is 'data/align.json', which does not exist; give the data file" in message

@@ -29,9 +29,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, write: Write) -> No
     assert "tag.yaml' is not readable as YAML" in error_of(write("a: !!timestamp x", "tag.yaml"))
 
 
-def test_an_unknown_key_gets_the_nearest_one_and_all_valid_ones(
-    write: Write, recipe_values: dict[str, Any]
-) -> None:
+def test_an_unknown_key_gets_the_nearest_one_and_all_valid_ones(write: Write, recipe_values: dict[str, Any]) -> None:
     recipe_values["stages"][1]["skip"] = {"alhpa": 0.5}
     path = write(recipe_values)
     message = error_of(path)
@@ -201,12 +199,8 @@ ODD_VALUES = [
     *("!!int x", "!!binary a", "!!timestamp x", "2001-01-01", "{[1]: 2}", "[[1], {2: 3}]"),
     *("{name: tune}", "[{name: tune}]"),
 ]
-VALUES = st.one_of(
-    st.text(max_size=12), st.integers().map(str), st.floats().map(str), st.sampled_from(ODD_VALUES)
-)
-OVERRIDES = st.lists(
-    st.one_of(st.text(max_size=20), st.tuples(KEYS, VALUES).map("=".join)), min_size=1, max_size=3
-)
+VALUES = st.one_of(st.text(max_size=12), st.integers().map(str), st.floats().map(str), st.sampled_from(ODD_VALUES))
+OVERRIDES = st.lists(st.one_of(st.text(max_size=20), st.tuples(KEYS, VALUES).map("=".join)), min_size=1, max_size=3)
 
 
 @settings(
@@ -216,8 +210,6 @@ OVERRIDES = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(overrides=OVERRIDES)
-def test_any_override_gives_a_recipe_or_a_config_error(
-    overrides: list[str], load: Callable[..., Recipe]
-) -> None:
+def test_any_override_gives_a_recipe_or_a_config_error(overrides: list[str], load: Callable[..., Recipe]) -> None:
     with contextlib.suppress(ConfigError):
         assert isinstance(load(*overrides, check_files=True), Recipe)

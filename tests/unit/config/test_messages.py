@@ -25,8 +25,7 @@ def test_the_source_is_the_last_override_at_or_above_a_field() -> None:
 def test_keys_are_compared_with_the_names_of_the_yaml_file() -> None:
     values = {"stages": [{"name": "align", "batch": {"global": 2, "global_size": 2}}]}
     assert key_problems(values, Recipe, Sources("FILE")) == [
-        "unknown key 'stages.align.batch.global_size' in FILE; did you mean 'global'? "
-        "valid keys here: global, micro"
+        "unknown key 'stages.align.batch.global_size' in FILE; did you mean 'global'? valid keys here: global, micro"
     ]
 
 

@@ -42,9 +42,7 @@ def test_equal_recipes_do_not_differ(load: Callable[..., Recipe]) -> None:
 
 
 def test_differences_are_named_by_field_with_stages_by_name(load: Callable[..., Recipe]) -> None:
-    changed = load(
-        "seed=1", "stages.tune.skip.alpha=0.1", "stages.align.compress=null", "stages.tune.steps=3"
-    )
+    changed = load("seed=1", "stages.tune.skip.alpha=0.1", "stages.align.compress=null", "stages.tune.steps=3")
     assert difference(load().resolved(), changed.resolved()) == [
         "seed",
         "stages.align.compress",

@@ -33,18 +33,13 @@ def refusal(recipe: Recipe, world: int) -> str:
 @pytest.mark.parametrize("world", [0, 6, 3])
 def test_a_world_that_the_layout_does_not_divide_is_refused(world: int, load: Callable[..., Recipe]) -> None:
     message = refusal(load("parallel.tensor=2", "parallel.pipeline=2"), world)
-    assert (
-        f"the world has {world} ranks, not a multiple of parallel.tensor 2 x parallel.pipeline 2" in message
-    )
+    assert f"the world has {world} ranks, not a multiple of parallel.tensor 2 x parallel.pipeline 2" in message
     assert "world sizes that fit: 4, 8, 16" in message
 
 
 def test_a_batch_that_the_ranks_do_not_divide_is_refused_for_every_stage(load: Callable[..., Recipe]) -> None:
     message = refusal(load(), 3)
-    assert (
-        "stages.align.batch.global is 16, not divisible by stages.align.batch.micro 4 x data parallel 3"
-        in message
-    )
+    assert "stages.align.batch.global is 16, not divisible by stages.align.batch.micro 4 x data parallel 3" in message
     assert "stages.tune.batch.global is 8, not divisible by" in message
     assert "world sizes that fit: 1, 2, 4" in message
 

@@ -15,9 +15,7 @@ def test_interpolations_are_read_as_they_stand_and_resolved_later(write: Callabl
     assert resolve(values, "FILE") == {"a": 1e-3, "b": 1e-3}
 
 
-@pytest.mark.parametrize(
-    "text", ["[1", "!!int x", "!!int ''", "!!timestamp x", "!!python/object:os.system x", "${"]
-)
+@pytest.mark.parametrize("text", ["[1", "!!int x", "!!int ''", "!!timestamp x", "!!python/object:os.system x", "${"])
 def test_a_value_that_is_not_yaml_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"\S"):
         parse_value(text)

@@ -39,9 +39,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, `▁` for a space, as sentencepiece writes it; a begin-of-sequence token in front."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.WordLevelTrainer(special_tokens=["<unk>", "<s>", "</s>", "<pad>"])
-    )
+    tokenizer.train_from_iterator(CORPUS, trainers.WordLevelTrainer(special_tokens=["<unk>", "<s>", "</s>", "<pad>"]))
     return _finished(tokenizer)
 
 

@@ -70,9 +70,7 @@ def test_what_is_no_picture_is_named(reader: ImageReader, image_folder: Path) ->
 
 def test_too_many_pixels_are_refused_before_decoding(image_folder: Path) -> None:
     reader = ImageReader(load_image_processor(None, "siglip", 8), image_folder, max_pixels=63)
-    with pytest.raises(
-        DataError, match=r"0\.png: found 8 x 8 pixels, more than 63; make the picture smaller"
-    ):
+    with pytest.raises(DataError, match=r"0\.png: found 8 x 8 pixels, more than 63; make the picture smaller"):
         reader.read("0.png")
     bound = Image.MAX_IMAGE_PIXELS
     assert bound is not None and bound > 63
@@ -93,9 +91,7 @@ def test_a_folder_that_is_itself_a_link_is_fine(image_folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_each_family_has_a_processing_of_its_own(
-    family: Literal["clip", "siglip"], image_folder: Path
-) -> None:
+def test_each_family_has_a_processing_of_its_own(family: Literal["clip", "siglip"], image_folder: Path) -> None:
     Image.new("RGB", (40, 20), (255, 255, 255)).save(image_folder / "wide.png")
     pixels = ImageReader(load_image_processor(None, family, 16), image_folder).read("wide.png")
     assert pixels.shape == (3, 16, 16)

@@ -15,9 +15,7 @@ MakeSample = Callable[..., Sample]
 PLAIN, VICUNA = TEMPLATES["plain"], TEMPLATES["vicuna_v1"]
 
 
-def test_counts_by_hand(
-    word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path
-) -> None:
+def test_counts_by_hand(word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path) -> None:
     samples = [
         make_sample("<image>\nWhat digit is it?", "two five", images=("0.png",)),
         make_sample("Sure?", "yes"),
@@ -64,9 +62,7 @@ def test_lengths_and_supervised_tokens_are_those_of_the_batch(
 def test_missing_images_are_listed_with_their_number(
     word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path
 ) -> None:
-    samples = [
-        make_sample("<image>", "two", images=(f"{number}.png",), id=f"s{number}") for number in range(20)
-    ]
+    samples = [make_sample("<image>", "two", images=(f"{number}.png",), id=f"s{number}") for number in range(20)]
     with pytest.raises(DataError) as caught:
         build_index(samples, VICUNA, word_tokenizer, "", image_folder, 4, 100)
     message = str(caught.value)
@@ -88,18 +84,14 @@ def test_images_outside_the_folder_or_without_a_folder_are_refused(
 
 
 def test_text_needs_no_folder(word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample) -> None:
-    assert (
-        build_index([make_sample("Sure?", "yes")], PLAIN, word_tokenizer, None, None, 4, 100).images[0] == 0
-    )
+    assert build_index([make_sample("Sure?", "yes")], PLAIN, word_tokenizer, None, None, 4, 100).images[0] == 0
 
 
 def test_samples_without_a_supervised_token_are_listed(
     word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample
 ) -> None:
     samples = [make_sample("Sure?", "yes"), make_sample("Sure?", id="mute")]
-    with pytest.raises(
-        DataError, match=r"1 of 2 samples hold no supervised token: 'mute'\. Remedy: .*remove"
-    ):
+    with pytest.raises(DataError, match=r"1 of 2 samples hold no supervised token: 'mute'\. Remedy: .*remove"):
         build_index(samples, VICUNA, word_tokenizer, "", None, 4, 100)
 
 
@@ -108,9 +100,7 @@ def test_a_first_token_that_nothing_predicts_does_not_count_as_supervised(make_s
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "two": 1, "five": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     bare = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-    assert build_index(
-        [make_sample("say", "two five")], PLAIN, bare, None, None, 4, 9
-    ).supervised.tolist() == [1]
+    assert build_index([make_sample("say", "two five")], PLAIN, bare, None, None, 4, 9).supervised.tolist() == [1]
     with pytest.raises(DataError, match="hold no supervised token"):
         build_index([make_sample("say", "two")], PLAIN, bare, None, None, 4, 9)
 

@@ -59,9 +59,7 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
     load_or_build(path, "key", Builder(numbers(*range(500))))
     whole = path.read_bytes()
     if damage == "other arrays":
-        np.savez(
-            path, key=np.array("key"), text_tokens=np.zeros(2), images=np.zeros(3), supervised=np.zeros(2)
-        )
+        np.savez(path, key=np.array("key"), text_tokens=np.zeros(2), images=np.zeros(3), supervised=np.zeros(2))
     elif damage == "pickled":
         unsafe = np.array([{}], dtype=object)
         np.savez(path, key=np.array("key"), text_tokens=unsafe, images=unsafe, supervised=unsafe)
@@ -116,9 +114,7 @@ def test_the_fingerprint_does_not_change_when_the_tokenizer_was_used(
     assert fingerprint(data, VICUNA, word_tokenizer, None, None) == before
 
 
-def test_a_data_file_that_cannot_be_read_is_named(
-    tmp_path: Path, word_tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_data_file_that_cannot_be_read_is_named(tmp_path: Path, word_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match=r"none\.json: cannot be read"):
         fingerprint(tmp_path / "none.json", VICUNA, word_tokenizer, None, None)
 

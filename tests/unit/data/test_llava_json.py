@@ -161,9 +161,7 @@ def test_all_bad_records_are_counted_and_ten_are_listed(tmp_path: Path) -> None:
         ("data.csv", "", "found the suffix '.csv'"),
     ],
 )
-def test_a_file_that_is_no_llava_json_is_refused(
-    tmp_path: Path, name: str, content: str, expected: str
-) -> None:
+def test_a_file_that_is_no_llava_json_is_refused(tmp_path: Path, name: str, content: str, expected: str) -> None:
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError, match="data") as caught:

@@ -60,10 +60,7 @@ def content(loader: MicroBatchLoader) -> list[list[list[tuple[list[int], float |
     """Of each item the tokens and the colour of its picture."""
     return [
         [
-            [
-                (encoded.token_ids, None if not pixels else pixels[0][0, 0, 0].item())
-                for encoded, pixels in items
-            ]
+            [(encoded.token_ids, None if not pixels else pixels[0][0, 0, 0].item()) for encoded, pixels in items]
             for items in step
         ]
         for step in loader
@@ -96,9 +93,7 @@ def test_ranks_together_load_the_step(make_loader: Callable[..., MicroBatchLoade
     alone = content(make_loader(micro=1))
     ranks = [content(make_loader(micro=1, data_rank=rank, data_size=2)) for rank in range(2)]
     for step in range(5):
-        dealt = [
-            items for together in zip(*(rank[step] for rank in ranks), strict=True) for items in together
-        ]
+        dealt = [items for together in zip(*(rank[step] for rank in ranks), strict=True) for items in together]
         assert dealt == alone[step]
 
 

@@ -22,17 +22,13 @@ SYSTEM = (
 def user(*parts: str) -> dict[str, Any]:
     return {
         "role": "user",
-        "content": [
-            {"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in parts
-        ],
+        "content": [{"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in parts],
     }
 
 
 def rendered(chat_template: str, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
     """As plain jinja2 renders it, with the switches `apply_chat_template` uses."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(chat_template)
     return template.render(messages=messages, add_generation_prompt=add_generation_prompt)
 

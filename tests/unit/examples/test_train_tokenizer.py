@@ -73,9 +73,7 @@ def test_decoding_gives_back_every_text(dataset: Path, tokenizer: PreTrainedToke
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("answer", [" five</s>", " five zero</s>", "Row one: five.\n", " yes</s>USER: Is"])
-def test_prompt_is_a_prefix_of_prompt_and_answer(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str
-):
+def test_prompt_is_a_prefix_of_prompt_and_answer(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str):
     answer_ids = tokenizer(answer, add_special_tokens=False).input_ids
     assert tokenizer(prompt + answer).input_ids == tokenizer(prompt).input_ids + answer_ids
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_sts.config import read_run
 from megatron_sts.errors import CheckpointError
-from megatron_sts.hf.training_checkpoint import TensorReader, read_run
+from megatron_sts.hf.training_checkpoint import TensorReader
 
 
 @pytest.fixture

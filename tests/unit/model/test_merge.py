@@ -1,5 +1,7 @@
 """Shows which visual tokens land where in a chunk of the sequence, by hand, and that chunks lose and double none."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +60,7 @@ def test_chunks_together_are_the_whole(total, share, starts, cuts):
     image_rows, image_starts = torch.arange(len(starts)), torch.tensor(starts, dtype=torch.int64)
     borders = sorted({0, 48, *cuts})
     found = []
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         chunk = entries(visual_rows(image_rows, image_starts, kept, start, end))
         assert all(0 <= position < end - start for _, _, position, _ in chunk)
         found += [(image, token, position + start, row) for image, token, position, row in chunk]

@@ -1,4 +1,4 @@
-"""Shows that a plan follows from recipe, stage and step alone, and skips each layer as often as its probability says."""
+"""Shows that a plan follows from recipe, stage and step alone, and skips a layer as often as it should."""
 
 import math
 

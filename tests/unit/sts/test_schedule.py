@@ -1,5 +1,7 @@
 """Shows that skip probabilities and kept visual tokens are those worked out by hand from the paper's formulas."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,5 +112,5 @@ def test_uniform_indices_ascend_within_the_tokens(sizes):
     assert len(indices) == kept
     assert indices[0] == 0
     assert indices[-1] < visual_tokens
-    steps = [after - before for before, after in zip(indices, indices[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(indices)]
     assert all(step in (visual_tokens // kept, visual_tokens // kept + 1) for step in steps)

@@ -1,0 +1,59 @@
+"""run.json: what a checkpoint says of its own making."""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from megatron_sts.config.recipe import Recipe
+from megatron_sts.errors import CheckpointError
+
+RUN_FILE = "run.json"
+_FORMAT = 1
+_VERSIONS_OF = ("torch", "megatron-core", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`step` optimiser steps of `stage` are done, under `recipe`; versions: of the libraries that did them."""
+
+    stage: str
+    step: int
+    recipe: Recipe
+    versions: dict[str, str]
+
+
+def write_run(checkpoint: Path, stage: str, step: int, recipe: Recipe) -> None:
+    """Write the run.json of a checkpoint directory."""
+    content = {
+        "format": _FORMAT,
+        "stage": stage,
+        "step": step,
+        "recipe": recipe.resolved(),
+        "versions": {name: version(name) for name in _VERSIONS_OF},
+    }
+    (checkpoint / RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_run(checkpoint: Path) -> Run:
+    """The run.json of a checkpoint directory; CheckpointError where it is missing or not one of ours."""
+    file = checkpoint / RUN_FILE
+    if not file.is_file():
+        inside = sorted(str(other.parent) for other in checkpoint.glob(f"**/{RUN_FILE}"))
+        remedy = f"give {inside[-1]}, the last one in there" if inside else "give a finished checkpoint"
+        raise CheckpointError(f"{checkpoint}: no {RUN_FILE}, so this is not a training checkpoint; {remedy}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{file}: found format {content['format']!r}, this version reads {_FORMAT}; "
+                "use the version of megatron_sts that wrote it"
+            )
+        recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
+        return Run(str(content["stage"]), int(content["step"]), recipe, dict(content.get("versions", {})))
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be read ({type(error).__name__}: {error}); use another checkpoint"
+        ) from error

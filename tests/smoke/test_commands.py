@@ -1,0 +1,126 @@
+"""The commands as a user types them: real torchrun, real processes, exit codes and messages."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_sts.config import Recipe, resolved_yaml
+from tests.tiny import tiny_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("commands")
+
+
+def _recipe_file(recipe: Recipe, directory: Path) -> Path:
+    path = directory / "recipe.yaml"
+    path.write_text(resolved_yaml(recipe))
+    return path
+
+
+def _train(arguments: list[str], ranks: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable]
+    if ranks:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    command += [str(ROOT / "tools" / "train.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False)
+
+
+def test_torchrun_trains_with_overrides_and_resumes(root, tmp_path):
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), tune__skip={"alpha": 0.6, "epsilon": 0.4})
+    config = ["--config", str(_recipe_file(recipe, tmp_path))]
+    overrides = [
+        "parallel.tensor=2",
+        "parallel.sequence_parallel=true",
+        "checkpoint.every_steps=2",
+        "logging.tensorboard=true",
+    ]
+    done = _train([*config, *overrides], ranks=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        *(("align", step) for step in (1, 2, 3)),
+        *(("tune", step) for step in (1, 2, 3, 4)),
+    ]
+    assert "tune 4/4 | loss" in done.stdout
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "tune-00000004")
+    again = _train([*config, *overrides], ranks=2, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "after step 2" in again.stdout
+    repeated = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in repeated] == [line["loss"] for line in lines]
+
+
+def test_dry_run_needs_neither_data_nor_weights(root, tmp_path):
+    planned = {"samples": 1000, "text_tokens": 20, "train": "/nowhere/train.json", "images": "/nowhere"}
+    recipe = tiny_recipe(root, align__data=planned, tune__data=planned, tune__skip={"alpha": 0.6})
+    config = _recipe_file(recipe, tmp_path)
+    done = _train(["--config", str(config), "--dry-run", "stages.tune.epochs=2"])
+    assert done.returncode == 0, done.stderr
+    assert "tune: 1,000 samples, 250 steps of 8" in done.stdout
+    assert "mean skip probability 0.2" in done.stdout
+    assert "ideal speed-up" in done.stdout
+    assert not recipe.output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stages.tune.skip.alhpa=0.5"], "did you mean 'alpha'"),
+        (["stages.tune.skip.alpha=0.9", "stages.tune.skip.epsilon=0.5"], "at most 0.6667"),
+        (["model.tokenizer=/nowhere"], "model.tokenizer is '/nowhere', which does not exist"),
+        (["parallel.pipeline=4"], "the world has 1 ranks"),
+        (["precision=fp8"], "fp8"),
+        (["stages.tune.data.max_tokens=20"], "are longer than data.max_tokens 20"),
+        (["stages.tune.data.samples=7"], "stages.tune.data.samples is 7, but"),
+        (["model.init={root}"], "no run.json"),
+        (["model.architecture.language.vocabulary_size=8"], "vocabulary_size is 8"),
+    ],
+)
+def test_mistakes_end_with_one_message_before_training(root, tmp_path, overrides, message):
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), tune__skip={"alpha": 0.5})
+    given = [override.format(root=root) for override in overrides]
+    done = _train(["--config", str(_recipe_file(recipe, tmp_path)), *given])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "missing.png"}, "missing.png: no such file"),
+        ({"image": ["0.png", "1.png"]}, "2"),
+        ({"image": "../train.json"}, "train.json"),
+        ({"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": ""}]}, "empty"),
+    ],
+    ids=["missing_picture", "wrong_count", "outside", "no_answer"],
+)
+def test_bad_records_are_named_before_training(root, tmp_path, change, message):
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"))
+    records = json.loads((root / "train.json").read_text())
+    records[3] |= change
+    (root / "bad.json").write_text(json.dumps(records))
+    config = _recipe_file(recipe, tmp_path)
+    done = _train(["--config", str(config), f"stages.align.data.train={root / 'bad.json'}"])
+    assert done.returncode == 2
+    assert "'r3'" in done.stderr or '"r3"' in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

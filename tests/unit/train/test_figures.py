@@ -1,0 +1,54 @@
+"""Shows the keys of a line of metrics.jsonl, and the numbers a plotting service gets from it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from megatron_sts.train.figures import StepFigures
+
+FIGURES = StepFigures(
+    stage="tune",
+    step=3,
+    loss=1.5,
+    grad_norm=0.25,
+    learning_rate=1e-3,
+    step_time_s=0.5,
+    tokens_per_second=200.0,
+    sequence_length=64,
+    visual_tokens_kept=128,
+    visual_tokens_total=256,
+    layers_skipped=[1, 3],
+    flops_dense=8e9,
+    flops_executed=6e9,
+    dropped_step=False,
+)
+
+
+def test_a_line_has_the_keys_that_others_read():
+    assert list(json.loads(json.dumps(FIGURES.record()))) == [
+        "stage",
+        "step",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "step_time_s",
+        "tokens_per_second",
+        "sequence_length",
+        "visual_tokens_kept",
+        "visual_tokens_total",
+        "layers_skipped",
+        "flops_dense",
+        "flops_executed",
+        "dropped_step",
+    ]
+
+
+def test_scalars_are_numbers_alone():
+    scalars = FIGURES.scalars()
+    assert all(type(value) is float for value in scalars.values())
+    assert scalars.keys() == FIGURES.record().keys() - {"stage", "step"} | {"flops_saved"}
+    assert scalars["layers_skipped"] == 2.0
+    assert scalars["flops_saved"] == pytest.approx(0.25)
+    assert scalars["dropped_step"] == 0.0
+    assert replace(FIGURES, dropped_step=True).scalars()["dropped_step"] == 1.0
