@@ -253,7 +253,7 @@ def write_dataset(output: Path, train: int, test: int, questions: int, seed: int
     for split in ("train", "test"):
         (output / "images" / split).mkdir(parents=True, exist_ok=True)
         for index, picture in enumerate(pictures[split]):
-            # The least compression: 6,000 files are written in seconds and still take little room.
+            # The least compression: 4,000 files are written in seconds and still take little room.
             Image.fromarray(render(picture)).save(output / picture_path(split, index), compress_level=1)
     _write_json(output / "pretrain.json", (_pretrain_record(n, p) for n, p in enumerate(pictures["train"])))
     _write_json(output / "align.json", (_align_record(n, p) for n, p in enumerate(pictures["train"])))
@@ -342,7 +342,7 @@ def _write_json(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compose the quickstart's pictures, captions and questions.")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--train", type=int, default=6000, help="training pictures (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=4000, help="training pictures (default: %(default)s)")
     parser.add_argument("--test", type=int, default=250, help="test pictures (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=6, help="questions a picture (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1234)

@@ -10,7 +10,6 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 
 from megatron_sts.model.mllm import MultimodalModel
 
-_STANDARD_DEVIATION = 0.02
 # The two matrices that write to the residual stream are drawn smaller by sqrt(2 L), as in GPT-2.
 _RESIDUAL_MATRICES = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 
@@ -19,7 +18,8 @@ def initialize_fresh(chunk: MultimodalModel, seed: int, layers: int) -> None:
     """Draw the language model's and the projector's weights; the tower keeps what it was built with.
 
     The draw of a tensor depends on the seed and its checkpoint key (and layer) alone. Norm weights are one, biases
-    zero, matrices normal with standard deviation 0.02, those of the projector with 1 / sqrt(fan-in).
+    zero, matrices normal with standard deviation
+    sqrt(2 / (5 h)), h the hidden size (Nguyen and Salazar, arXiv 1910.05895), those of the projector 1 / sqrt(fan-in).
     """
     with torch.no_grad():
         for tensor in _sharded_tensors(chunk):
@@ -57,5 +57,5 @@ def _deviation(key: str, shape: tuple[int, ...], layers: int) -> float:
     if key.startswith("projector."):
         return 1.0 / math.sqrt(shape[1])
     if key.endswith(_RESIDUAL_MATRICES):
-        return _STANDARD_DEVIATION / math.sqrt(2 * layers)
-    return _STANDARD_DEVIATION
+        return math.sqrt(2 / (5 * shape[0]) / (2 * layers))
+    return math.sqrt(2 / (5 * shape[1]))

@@ -64,16 +64,20 @@ def test_norms_are_one_and_biases_zero(weights):
     assert (weights["projector.linear_2.bias"] == 0).all()
 
 
+# sqrt(2 / (5 h)) at the hidden size 32.
+SMALL = math.sqrt(2 / 160)
+
+
 @pytest.mark.parametrize(
     ("key", "deviation"),
     [
-        ("embedding.word_embeddings.weight", 0.02),
-        ("output_layer.weight", 0.02),
-        ("decoder.layers.self_attention.linear_qkv.weight", 0.02),
-        ("decoder.layers.mlp.linear_fc1.weight", 0.02),
+        ("embedding.word_embeddings.weight", SMALL),
+        ("output_layer.weight", SMALL),
+        ("decoder.layers.self_attention.linear_qkv.weight", SMALL),
+        ("decoder.layers.mlp.linear_fc1.weight", SMALL),
         # Four layers: smaller by sqrt(8).
-        ("decoder.layers.self_attention.linear_proj.weight", 0.02 / math.sqrt(8)),
-        ("decoder.layers.mlp.linear_fc2.weight", 0.02 / math.sqrt(8)),
+        ("decoder.layers.self_attention.linear_proj.weight", SMALL / math.sqrt(8)),
+        ("decoder.layers.mlp.linear_fc2.weight", SMALL / math.sqrt(8)),
         # 1 / sqrt(fan-in): the tower's width 16, the hidden size 32.
         ("projector.linear_1.weight", 0.25),
         ("projector.linear_2.weight", 1 / math.sqrt(32)),
