@@ -67,7 +67,9 @@ def main() -> int:
     say("4/6 alignment and instruction tuning, dense")
     dense = train("dense", [*overrides["dense"], *init])
     say("5/6 the same with the Sparse Training Scheme, then with the steps that dense's FLOPs pay for")
+    share_index(dense, RUN / "sts")
     sts = train("sts", [*overrides["sts"], *init])
+    share_index(dense, RUN / "sts_equal_flops")
     longer = train("sts", [*overrides["sts"], *init, *equal_flops(dense, sts)], output=RUN / "sts_equal_flops")
     say("6/6 export to Hugging Face format, and evaluation of the exported models")
     result = report.assemble(
@@ -106,6 +108,11 @@ def train(name: str, overrides: list[str], output: Path | None = None) -> Recipe
     environment = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run(command, check=True, env=os.environ | environment)
     return recipe
+
+
+def share_index(trained: Recipe, output: Path) -> None:
+    """Give a run the lengths of the records that another has measured on the same data."""
+    shutil.copytree(trained.output_dir / "index", output / "index")
 
 
 def free_port() -> int:

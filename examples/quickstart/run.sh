@@ -3,4 +3,6 @@
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 source "$root/scripts/environment.sh"
-exec python -W ignore "$root/examples/quickstart/run.py" "$@"
+# Bars of loaded weights, and megatron-core's notes of what is not installed, would bury the progress.
+export HF_HUB_DISABLE_PROGRESS_BARS=1 PYTHONWARNINGS=ignore
+exec python "$root/examples/quickstart/run.py" "$@"

@@ -35,6 +35,11 @@ class SampleIndex:
     def __len__(self) -> int:
         return len(self.text_tokens)
 
+    def of(self, indices: Sequence[int]) -> "SampleIndex":
+        """The index of some of the samples, in the order asked for."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return SampleIndex(self.text_tokens[chosen], self.images[chosen], self.supervised[chosen])
+
     def lengths(self, visual_tokens: int) -> np.ndarray:
         """int64 [n]: positions each sample fills when an image takes `visual_tokens`."""
         return self.text_tokens.astype(np.int64) + self.images.astype(np.int64) * visual_tokens

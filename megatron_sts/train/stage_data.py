@@ -81,7 +81,7 @@ class StageData:
     def shape(self, plan: StepPlan) -> StepShape:
         """The shape of a step under a plan: the least legal length for the step's samples."""
         indices = self.sampler.samples_of_step(plan.step)
-        lengths = self.index.lengths(plan.visual_tokens)[indices]
+        lengths = self.index.of(indices).lengths(plan.visual_tokens)
         return StepShape(
             length=padded_length(int(lengths.max()), self._recipe.parallel),
             samples=len(indices),

@@ -6,6 +6,7 @@ epsilon is raised so that the update is smooth in the gradient: with 1e-8 an ent
 learning rate in a direction that rounding decides.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ def test_trained_tower_gets_the_same_gradients_under_sequence_parallelism(root):
     assert any(key.startswith("vision.") for key in expected.gradients)
     found = observe(_recipe(root, False, False, LAYOUTS["tp2_sp"][1], **changes), "tune", 2)
     _assert_same(found, expected)
+
+
+def test_text_alone_trains_in_every_layout_and_leaves_the_projector_without_gradient(root):
+    records = [record for record in json.loads((root / "train.json").read_text()) if "image" not in record]
+    (root / "text.json").write_text(json.dumps(records))
+    changes = {"tune__data": {"train": str(root / "text.json"), "images": None}}
+    expected = observe(_recipe(root, True, False, {}, **changes), "tune", 1)
+    assert not any(np.any(values) for key, values in expected.gradients.items() if key.startswith("projector."))
+    for layout in ("tp2_sp", "pp2_vp2"):
+        ranks, parallel = LAYOUTS[layout]
+        _assert_same(observe(_recipe(root, True, False, parallel, **changes), "tune", ranks), expected)
 
 
 def test_tied_embeddings_train_alike_at_both_ends_of_the_pipeline(root):

@@ -46,6 +46,7 @@ def test_lengths_grow_with_the_visual_tokens() -> None:
     index = SampleIndex(*(np.array(values, dtype=np.int32) for values in ([5, 6], [2, 0], [1, 1])))
     assert index.lengths(1).tolist() == [7, 6]
     assert index.lengths(576).tolist() == [1157, 6]
+    assert index.of([1, 0, 1]).lengths(576).tolist() == [6, 1157, 6]
 
 
 def test_lengths_and_supervised_tokens_are_those_of_the_batch(

@@ -52,7 +52,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 def test_without_skips_it_is_adamw_bitwise():
     ours, theirs = make_parameters(), make_parameters()
-    shared, reference = make(ours), torch.optim.AdamW(groups(theirs), **SETTINGS)
+    shared, reference = make(ours), torch.optim.AdamW(groups(theirs), fused=True, **SETTINGS)
     for step in range(20):
         take_steps(shared, ours, range(step, step + 1))
         take_steps(reference, theirs, range(step, step + 1))
@@ -105,7 +105,7 @@ def test_saved_and_loaded_it_goes_on_bitwise(steps_before):
 
 def test_state_is_written_as_torch_writes_it():
     ours, theirs = make_parameters(), make_parameters()
-    shared, reference = make(ours), torch.optim.AdamW(groups(theirs), **SETTINGS)
+    shared, reference = make(ours), torch.optim.AdamW(groups(theirs), fused=True, **SETTINGS)
     take_steps(shared, ours, range(4))
     take_steps(reference, theirs, range(4))
     written, expected = shared.state_dict()["state"], reference.state_dict()["state"]
