@@ -127,7 +127,7 @@ def _wandb(recipe: Recipe) -> Any:
     except ImportError:
         raise ConfigError(
             "logging.wandb_project is set but wandb is not installed; "
-            "install it with `pip install megatron_sts[wandb]` or remove the key"
+            "install it with `pip install wandb` or remove the key"
         ) from None
     return wandb.init(
         project=recipe.logging.wandb_project, dir=str(recipe.output_dir), config=recipe.resolved(), resume="allow"

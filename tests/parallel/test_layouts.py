@@ -60,11 +60,11 @@ def _assert_same(found: Observation, expected: Observation) -> None:
         one, other = getattr(found, kind), getattr(expected, kind)
         if kind == "weights" or one:
             assert one.keys() == other.keys()
+        # Some gradients are zero but for rounding: a bias on keys shifts all scores of a query alike.
+        floor = 1e-4 * max((np.abs(values).max() for values in other.values()), default=0.0)
         for key in one:
-            largest = np.abs(other[key]).max()
-            np.testing.assert_allclose(
-                one[key], other[key], rtol=0, atol=2e-5 * max(largest, 1e-6), err_msg=f"{kind} {key}"
-            )
+            tolerance = 2e-5 * max(np.abs(other[key]).max(), floor)
+            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=tolerance, err_msg=f"{kind} {key}")
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
