@@ -69,9 +69,10 @@ def test_torchrun_trains_with_overrides_and_resumes(root, tmp_path):
 
 def test_dry_run_needs_neither_data_nor_weights(root, tmp_path):
     planned = {"samples": 1000, "text_tokens": 20, "train": "/nowhere/train.json", "images": "/nowhere"}
-    recipe = tiny_recipe(root, align__data=planned, tune__data=planned, tune__skip={"alpha": 0.6})
+    overrides = [f"stages.{stage}.data.{key}={value}" for stage in ("align", "tune") for key, value in planned.items()]
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), tune__skip={"alpha": 0.6})
     config = _recipe_file(recipe, tmp_path)
-    done = _train(["--config", str(config), "--dry-run", "stages.tune.epochs=2"])
+    done = _train(["--config", str(config), "--dry-run", "stages.tune.epochs=2", *overrides])
     assert done.returncode == 0, done.stderr
     assert "tune: 1,000 samples, 250 steps of 8" in done.stdout
     assert "mean skip probability 0.2" in done.stdout
@@ -83,7 +84,10 @@ def test_dry_run_needs_neither_data_nor_weights(root, tmp_path):
     ("overrides", "message"),
     [
         (["stages.tune.skip.alhpa=0.5"], "did you mean 'alpha'"),
-        (["stages.tune.skip.alpha=0.9", "stages.tune.skip.epsilon=0.5"], "at most 0.6667"),
+        (
+            ["stages.tune.skip.alpha=0.9", "stages.tune.skip.epsilon=0.5"],
+            "the largest alpha with this epsilon is 0.6666",
+        ),
         (["model.tokenizer=/nowhere"], "model.tokenizer is '/nowhere', which does not exist"),
         (["parallel.pipeline=4"], "the world has 1 ranks"),
         (["precision=fp8"], "fp8"),

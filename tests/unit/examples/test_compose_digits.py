@@ -151,9 +151,13 @@ def test_files_agree_with_the_pictures(dataset: Path):
     assert turns[0] == f"<image>\n{picture.questions[0].text}"
     assert turns[1::2] == [question.answer for question in picture.questions]
     assert "image" not in pretrain[5] and "<image>" not in json.dumps(pretrain)
-    assert [turn["value"] for turn in pretrain[5]["conversations"]][1:4] == [
-        caption, picture.questions[0].text, picture.questions[0].answer
-    ]  # fmt: skip
+    # Every second record is asked at once; the others are captioned first.
+    written = compose_digits.written_picture(picture.grid, columns=6)
+    assert [turn["value"] for turn in pretrain[5]["conversations"]][:2] == [
+        f"{written}\n{picture.questions[0].text}",
+        picture.questions[0].answer,
+    ]
+    assert pretrain[4]["conversations"][0]["value"].endswith("\nDescribe the picture.")
     with Image.open(dataset / tune[5]["image"]) as image:
         assert np.array_equal(np.asarray(image), compose_digits.render(picture))
 
@@ -209,3 +213,12 @@ def test_more_questions_than_a_grid_has_are_refused(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         compose_digits.main(["--output", str(tmp_path), "--questions", "21"])
     assert "--questions from 1 to 20" in capsys.readouterr().err
+
+
+def test_written_picture_has_the_words_of_its_patches_row_by_row():
+    whole = ["five", "five", "zero", "zero", "blank", "blank", "five", "five", "zero", "zero", "blank", "blank"]
+    rest = ["two", "two", "nine", "nine", "blank", "blank", "two", "two", "nine", "nine", "blank", "blank"]
+    assert compose_digits.written_picture(((5, 0), (2, 9)), columns=6).split() == [*whole, *rest, *["blank"] * 12]
+    # Every second word of a line.
+    half = compose_digits.written_picture(((5, 0), (2, 9)), columns=3).split()
+    assert half == [*whole, *rest, *["blank"] * 12][::2]

@@ -115,5 +115,5 @@ def test_tensorboard_gets_the_scalars(tmp_path):
 
 def test_missing_wandb_is_refused_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"wandb_project is set .*pip install megatron_sts\[wandb\]"):
+    with pytest.raises(ConfigError, match=r"wandb_project is set .*pip install wandb"):
         run(make_recipe(tmp_path, wandb_project="sts"), range(1))
