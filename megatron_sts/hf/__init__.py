@@ -7,14 +7,13 @@ config.py, processor.py, card.py, shards.py   the parts of an exported directory
 export.py      puts them together
 verify.py      loads an exported directory as a user would
 generate.py    answers to prompts about pictures
-questions.py, score.py, evaluate.py   exact-match accuracy on LLaVA-format questions
+evaluation/    accuracy on questions with known answers
 """
 
-from megatron_sts.hf.evaluate import evaluate
+from megatron_sts.hf.evaluation import Question, evaluate, read_questions
 from megatron_sts.hf.export import ExportReport, export_checkpoint
 from megatron_sts.hf.generate import Generator, Request
 from megatron_sts.hf.llama import language_from_hf, language_to_hf
-from megatron_sts.hf.questions import Question, read_questions
 from megatron_sts.hf.verify import verify_export
 
 __all__ = [
