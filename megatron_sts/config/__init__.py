@@ -1,7 +1,7 @@
 """The recipe: typed, checked, free of torch. `load_recipe` is the way in."""
 
 from megatron_sts.config.architecture import Architecture, LanguageArchitecture, VisionArchitecture
-from megatron_sts.config.checks import check_recipe
+from megatron_sts.config.checks import check_recipe, report
 from megatron_sts.config.load import load_architecture, load_recipe
 from megatron_sts.config.recipe import (
     BatchConfig,
@@ -19,7 +19,9 @@ from megatron_sts.config.recipe import (
     StageConfig,
 )
 from megatron_sts.config.resolved import difference, resolved_yaml
+from megatron_sts.config.run_directory import checkpoint_path, checkpoint_root, checkpoints_of_stage, newest_run
 from megatron_sts.config.run_file import RUN_FILE, Run, read_run, write_run
+from megatron_sts.config.skip_checks import probability_problem
 from megatron_sts.config.world import check_world
 
 __all__ = [
@@ -43,10 +45,16 @@ __all__ = [
     "VisionArchitecture",
     "check_recipe",
     "check_world",
+    "checkpoint_path",
+    "checkpoint_root",
+    "checkpoints_of_stage",
     "difference",
     "load_architecture",
     "load_recipe",
+    "newest_run",
+    "probability_problem",
     "read_run",
+    "report",
     "resolved_yaml",
     "write_run",
 ]

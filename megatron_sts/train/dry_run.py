@@ -2,7 +2,6 @@
 
 from megatron_sts.config import Recipe, StageConfig, resolved_yaml
 from megatron_sts.data import StepSampler, read_llava_json
-from megatron_sts.parallel.layout import layers_of_stages
 from megatron_sts.parallel.sequence import padded_length
 from megatron_sts.sts import StagePlanner, step_flops
 
@@ -16,8 +15,7 @@ def describe(recipe: Recipe) -> str:
     stages = [_describe_stage(recipe, stage) for stage in recipe.stages]
     parallel = recipe.parallel
     held = [
-        f"{layers.start}-{layers.stop - 1}"
-        for layers in layers_of_stages(recipe.architecture.language.layers, parallel)
+        f"{layers.start}-{layers.stop - 1}" for layers in parallel.layers_of_stages(recipe.architecture.language.layers)
     ]
     layout = (
         f"layout: tensor {parallel.tensor}{' with sequence parallelism' if parallel.sequence_parallel else ''}, "
