@@ -100,9 +100,9 @@ def _saving(savings: list[StageSaving]) -> str:
     if not savings:
         return "What training cost was not recorded: the run's metrics.jsonl was not there at the export."
     rows = "\n".join(_saving_row(saving) for saving in savings)
-    return f"""Measured, from the run's metrics.jsonl. "Saved" compares the FLOPs that were executed with those of the same
-samples at every layer and every visual token, as computed from the model's sizes. The time is that of the steps of
-this run; it was not compared with a dense run.
+    return f"""Measured, from the run's metrics.jsonl. "Saved" compares the FLOPs that were executed with those of the
+same samples at every layer and every visual token, as computed from the model's sizes. The time is that of the steps
+of this run; it was not compared with a dense run.
 
 | stage | steps | FLOPs executed | FLOPs saved | visual tokens dropped | layer runs skipped | hours | steps dropped |
 |---|---|---|---|---|---|---|---|
