@@ -73,7 +73,7 @@ Not evaluated here. The licences of the data, of the vision encoder and of the l
 
 
 def _stage_row(stage: StageConfig) -> str:
-    length = f"{stage.epochs:g} epochs" if stage.steps is None else f"{stage.steps} steps"
+    length = f"epochs: {stage.epochs:g}" if stage.steps is None else f"{stage.steps} steps"
     rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rate.rates.items())
     compressed = stage.compress is not None and stage.compress.strategy != "none"
     cells = (
@@ -92,8 +92,10 @@ def _stage_row(stage: StageConfig) -> str:
 
 def _settings(settings: BaseModel) -> str:
     """Every setting that has a value, under the recipe's own names."""
-    values = settings.model_dump(mode="json", exclude_none=True).items()
-    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
+    values = {name: value for name, value in settings.model_dump(mode="json").items() if value not in (None, [])}
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
 
 
 def _saving(savings: list[StageSaving]) -> str:

@@ -1,4 +1,4 @@
-"""Shows that the LLaVA-1.5-7B recipes are the published training, and that dense and STS differ in the sparsity alone."""
+"""Shows that the LLaVA-1.5-7B recipes are the published training; dense and STS differ in the sparsity alone."""
 
 from pathlib import Path
 
