@@ -1,10 +1,11 @@
 """A transformer layer that the StepPlan can skip (arXiv 2509.18150, Layer Dynamic Skipper)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
+from torch.nn import Parameter
 
 from megatron_sts.sts import StepPlan
 
@@ -17,12 +18,16 @@ class SkippableTransformerLayer(TransformerLayer):
 
     skipped = False
     copies_input = False
+    when_skipped: Callable[[], None] | None = None
+    """Called where the layer's forward pass would have been."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """hidden_states [s, b, h] -> ([s, b, h], context)."""
         if not self.skipped:
             return super().__call__(*args, **kwargs)
         hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        if self.when_skipped is not None:
+            self.when_skipped()
         if self.copies_input:
             hidden_states = hidden_states.clone()
         return hidden_states, kwargs.get("context")
@@ -40,3 +45,10 @@ def hand_down_plan(layers: Iterable[SkippableTransformerLayer], plan: StepPlan) 
         # The schedules free what a stage has sent on. A stage that skips all its layers would hand on, and
         # free, the very tensor it received.
         layers[0].copies_input = all(layer.skipped for layer in layers)
+
+
+def parameters_of_skipped(layers: Iterable[SkippableTransformerLayer]) -> Iterator[Parameter]:
+    """The parameters that take no part in the step."""
+    for layer in layers:
+        if layer.skipped:
+            yield from layer.parameters()
