@@ -53,6 +53,7 @@ def _build_chunk(recipe: Recipe, groups: ProcessGroupCollection, virtual_stage: 
         pg_collection=groups,
         vp_stage=stage,
     )
+    gpt.decoder.layers[-1].ends_chunk = True
     if not first:
         return MultimodalModel(config, gpt, groups)
     dtype = PARAMETER_DTYPES[recipe.precision]
