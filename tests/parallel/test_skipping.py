@@ -72,8 +72,9 @@ def _step_with_layers_skipped(recipe: Recipe, skipped: list[frozenset[int]]) -> 
         (2, {"precision": "bf16", "optimizer": {"distributed": True}}),
         (2, {"parallel": {"tensor": 2, "sequence_parallel": True}}),
         (2, {"precision": "bf16", "optimizer": {"distributed": True}, "parallel": OVERLAP}),
-        # Outputs sent on are deallocated here: a stage without a layer must not free what it received.
         (2, {"parallel": {"pipeline": 2}}),
+        # Outputs sent on are freed: a middle stage that skips its only layer must not free what it received.
+        (4, {"parallel": {"pipeline": 4}}),
         (2, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "recompute": "full"}),
     ],
     ids=[
@@ -86,6 +87,7 @@ def _step_with_layers_skipped(recipe: Recipe, skipped: list[frozenset[int]]) -> 
         "tp2_sp",
         "dp2_bf16_distributed_overlap",
         "pp2",
+        "pp4",
         "pp2_vp2_recompute",
     ],
 )
