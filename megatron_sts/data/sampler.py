@@ -42,11 +42,6 @@ class StepSampler:
             position += taken
         return samples
 
-    def steps_in(self, epochs: float) -> int:
-        """Whole steps in a number of epochs, at least one."""
-        # The decimal number as it was written: 0.29 of 100 samples are 29 samples, not 28.999999999999996.
-        return max(1, math.floor(Fraction(repr(float(epochs))) * self.count / self.global_batch))
-
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:
             # Only the current and the next epoch are ever needed together.
