@@ -5,9 +5,6 @@ The samples form one endless line, a fresh permutation for every epoch; step t t
 same samples.
 """
 
-import math
-from fractions import Fraction
-
 import numpy as np
 
 from megatron_sts.errors import ConfigError, DataError
