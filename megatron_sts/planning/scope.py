@@ -1,0 +1,48 @@
+"""The stages of a recipe with the lengths they will have, found as training finds them."""
+
+from dataclasses import dataclass
+
+from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.errors import ConfigError
+from megatron_sts.records import read_records
+from megatron_sts.sts import StagePlanner, check_sample_count, stage_steps
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of training, its records (None: not known, and not needed) and its steps."""
+
+    stage: StageConfig
+    samples: int | None
+    steps: int
+
+    def planner(self, recipe: Recipe) -> StagePlanner:
+        """What gives the plan of each step, under a recipe that has a stage of this name."""
+        per_epoch = float(self.steps) if self.samples is None else self.samples / self.stage.batch.global_size
+        return StagePlanner(recipe, recipe.stage(self.stage.name), self.steps, per_epoch)
+
+
+def planned_stages(recipe: Recipe) -> list[PlannedStage]:
+    """Every stage of a recipe.
+
+    A data file that is there is counted, else `data.samples` is taken. Raises DataError where the file cannot be
+    read, ConfigError where `samples` differs from it or where neither is there and the plan depends on it.
+    """
+    return [_planned(stage) for stage in recipe.stages]
+
+
+def _planned(stage: StageConfig) -> PlannedStage:
+    samples = stage.data.samples
+    if stage.data.train.is_file():
+        samples = len(read_records(stage.data.train))
+        check_sample_count(stage, samples)
+    if samples is not None:
+        return PlannedStage(stage, samples, stage_steps(stage, samples))
+    by_epoch = stage.skip is not None and stage.skip.progress == "epoch"
+    if stage.steps is None or by_epoch:
+        reason = "its length in steps" if stage.steps is None else "its progress by epochs"
+        raise ConfigError(
+            f"stages.{stage.name}.data.train is '{stage.data.train}', which is not here, and {reason} depends on the "
+            f"number of records; give stages.{stage.name}.data.samples to plan without the data"
+        )
+    return PlannedStage(stage, None, stage.steps)
