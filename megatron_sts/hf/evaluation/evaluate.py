@@ -77,35 +77,28 @@ def evaluate(
     if predictions is not None:
         made_by |= {"model": model_fingerprint(model_dir), "questions": questions_fingerprint(questions)}
     with Predictions(predictions, model_dir.resolve().name, questions, made_by, form.marks_images) as held:
-        left = held.unanswered
         if progress is not None:
-            progress(len(questions) - len(left), len(questions))
-        if left and predictor is None:
-            assert images is not None
-            predictor = _model_predictor(Generator(model_dir, device, dtype), images, max_new_tokens, batch_size)
-        for position, answer in predictor(left) if left and predictor else ():
-            held.add(left[position], answer)
-            if progress is not None:
-                progress(len(held.answers), len(questions))
-        assert not held.unanswered
+            progress(len(held.answers), len(questions))
+        if held.unanswered:
+            if predictor is None:
+                assert images is not None
+                predictor = _model_predictor(Generator(model_dir, device, dtype), images, max_new_tokens, batch_size)
+            _ask(held, predictor, progress)
         found = {question.id: form.understood(held.answers[question.id], question) for question in questions}
         correct = {question.id: found[question.id] == form.right(question) for question in questions}
         held.finish(found, correct)
+    described = {"format": name, "format_reason": reason, "instruction": instruction, "dtype": dtype}
+    return {"model": str(model_dir), "data": str(data), **described, **_count(form, questions, found, correct, seed)}
 
-    categories = sorted({category for question in questions for category in question.categories})
-    groups = {
-        category: [question for question in questions if category in question.categories] for category in categories
-    }
-    return {
-        "model": str(model_dir),
-        "data": str(data),
-        "format": name,
-        "format_reason": reason,
-        "instruction": instruction,
-        "dtype": dtype,
-        **_figures(form, questions, found, correct, seed),
-        "by_category": {category: _figures(form, group, found, correct, seed) for category, group in groups.items()},
-    }
+
+def _ask(held: Predictions, predictor: Predictor, progress: Progress | None) -> None:
+    left = held.unanswered
+    total = len(held.answers) + len(left)
+    for position, answer in predictor(left):
+        held.add(left[position], answer)
+        if progress is not None:
+            progress(len(held.answers), total)
+    assert not held.unanswered
 
 
 def check_pictures(questions: Sequence[Question], root: Path) -> None:
@@ -150,22 +143,31 @@ def _model_predictor(generator: Generator, images: Path, max_new_tokens: int, ba
     return predict
 
 
-def _figures(
+def _count(
     form: Format,
     questions: Sequence[Question],
     found: dict[str | int, str | None],
     correct: dict[str | int, bool],
     seed: int,
 ) -> dict[str, Any]:
-    # A question without a picture stands for itself.
-    pictures: list[Hashable] = [question.images or ("question", question.id) for question in questions]
-    hits = [correct[question.id] for question in questions]
-    low, high = bootstrap_interval(hits, pictures, seed)
-    return {
-        "questions": len(questions),
-        "pictures": len(set(pictures)),
-        "correct": sum(hits),
-        "accuracy": sum(hits) / len(hits),
-        **form.figures(questions, [found[question.id] for question in questions]),
-        "interval_95": [low, high],
+    """The figures over all questions, and by category."""
+
+    def figures(group: Sequence[Question]) -> dict[str, Any]:
+        # A question without a picture stands for itself.
+        pictures: list[Hashable] = [question.images or ("question", question.id) for question in group]
+        hits = [correct[question.id] for question in group]
+        return {
+            "questions": len(group),
+            "pictures": len(set(pictures)),
+            "correct": sum(hits),
+            "accuracy": sum(hits) / len(hits),
+            **form.figures(group, [found[question.id] for question in group]),
+            "interval_95": list(bootstrap_interval(hits, pictures, seed)),
+        }
+
+    categories = sorted({category for question in questions for category in question.categories})
+    by_category = {
+        category: figures([question for question in questions if category in question.categories])
+        for category in categories
     }
+    return {**figures(questions), "by_category": by_category}

@@ -1,10 +1,12 @@
 """Questions with known answers: LLaVA's question files, and conversations in LLaVA json."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_sts.data import IMAGE_TOKEN, Turn, read_llava_json
+from megatron_sts.errors import DataError
 from megatron_sts.hf.evaluation.records import RecordError, make_all, read_records
 
 
@@ -107,4 +109,10 @@ def _from_conversations(path: Path) -> list[Question]:
                 shown = sum(earlier.text.count(IMAGE_TOKEN) for earlier in before)
                 name = f"{sample.id}-{position // 2}"
                 questions.append(Question(name, sample.images[:shown], before, turn.text))
+    repeated = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{path}: id: {len(repeated)} questions have an id that stands in an earlier record too, such as "
+            f"{repeated[0]!r} (record id and number of the answer); make the ids of the records differ"
+        )
     return questions

@@ -42,6 +42,11 @@ def test_every_answer_of_a_conversation_is_asked_for_after_the_turns_before_it(t
     assert (second.id, second.text, second.answer) == ("r-1", "Sure?", "yes")
     assert [turn.text for turn in second.turns] == turns[:3]
     assert first.images == second.images == ("a.png",)
+    write(file, [{"id": "r", "image": "a.png", "conversations": conversation}] * 2)
+    with pytest.raises(
+        DataError, match=r"id: 2 questions have an id that stands in an earlier record too, such as 'r-0'"
+    ):
+        read_questions(file)
 
 
 def test_an_instruction_is_the_last_line_and_stands_there_once() -> None:
