@@ -37,12 +37,12 @@ ENVIRONMENT = os.environ | {
 }
 VISION = {"hidden_size": 32, "ffn_hidden_size": 64, "layers": 3, "attention_heads": 4, "image_size": 56}
 LANGUAGE = {"hidden_size": 64, "ffn_hidden_size": 96, "layers": 4, "attention_heads": 4, "query_groups": 4}
-SMALLER = [
-    *(f"stages.{stage}.data.{key}=null" for stage in ("align", "tune") for key in ("samples", "text_tokens")),
-    *(f"stages.{stage}.data.workers=0" for stage in ("align", "tune")),
-    *(f"stages.{stage}.batch.{key}" for stage in ("align", "tune") for key in ("global=8", "micro=4")),
-]
 RECORDS = 24
+SMALLER = [
+    f"stages.{stage}.{field}"
+    for stage in ("align", "tune")
+    for field in (f"data.samples={RECORDS}", "data.text_tokens=8", "data.workers=0", "batch.global=8", "batch.micro=2")
+]
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_the_readme_leads_from_weights_to_scores(
             continue
         command = command.replace("--nproc-per-node 8", "--nproc-per-node 2").replace("tune-00005197", "tune-00000003")
         tool = next(word for word in command.split() if word.startswith("tools/")).removesuffix(".py")[len("tools/") :]
-        if tool == "train":
+        if tool in ("plan", "train"):
             command = f"{command} {shlex.join(SMALLER)}"
         elif tool in ("evaluate", "generate"):
             command = f"{command} --max-new-tokens 4"
