@@ -110,17 +110,14 @@ def import_pair(
     report = TensorReport()
     encoder_config = read_vision_config(vision)
     config = read_language_config(language)
+    tower = vision_architecture(encoder_config, vision / "config.json")
     own = language_architecture(config, language / "config.json")
+    check_architecture(Architecture(vision=tower, language=own), language / "config.json")
     source = _language_part(open_source(language, options.allow_pickle), own, language, report)
     tokenizer = find_tokenizer(options.tokenizer or language, report)
     rows = add_image_token(tokenizer, own.vocabulary_size)
-    architecture = reconcile(
-        vision_architecture(encoder_config, vision / "config.json"),
-        own.model_copy(update={"vocabulary_size": rows}),
-        options.recipe,
-    )
     parts = _Parts(
-        architecture=architecture,
+        architecture=reconcile(tower, own.model_copy(update={"vocabulary_size": rows}), options.recipe),
         vision_config=encoder_config,
         vision_directory=vision,
         vision=_vision_part(open_source(vision, options.allow_pickle), report),
@@ -177,10 +174,11 @@ def import_llava(
     vision = vision_architecture(
         config.vision_config, where, config.vision_feature_layer, config.vision_feature_select_strategy
     )
+    check_architecture(Architecture(vision=vision, language=own), where)
     by_part = _parts_of(open_source(directory, options.allow_pickle), directory, report)
     source = _language_part(by_part["language"], own, directory, report)
     tokenizer = find_tokenizer(options.tokenizer or directory, report)
-    check_image_token(tokenizer, config.image_token_index, directory)
+    check_image_token(tokenizer, config.image_token_index, own.vocabulary_size, directory)
     parts = _Parts(
         architecture=reconcile(vision, own, options.recipe),
         vision_config=config.vision_config,
@@ -197,7 +195,6 @@ def import_llava(
 
 def _write(parts: _Parts, output: Path, options: ImportOptions, start: Callable[[int], Advance]) -> TensorReport:
     architecture, report = parts.architecture, parts.report
-    check_architecture(architecture, output)
     seed = options.recipe.seed if options.recipe is not None else int(Recipe.model_fields["seed"].default)
     pieces = _pieces(parts, PieceMaker(architecture.language, options.dtype, report), seed)
     total = sum(piece.nbytes for piece in pieces)

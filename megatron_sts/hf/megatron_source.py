@@ -17,6 +17,8 @@ from megatron_sts.hf.source import Renamed
 from megatron_sts.hf.training_checkpoint import METADATA_FILE, TensorReader
 
 _ITERATIONS = "iter_*"
+# `<image>` and a few more that a recipe's vocabulary may have beyond the checkpoint's.
+_MOST_ADDED_TOKENS = 64
 # Layers built without Transformer Engine may keep their norms under their own names.
 _ALIASES = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
@@ -79,10 +81,6 @@ def _without_padding(
     """The expected shape where the rows are enough for the vocabulary, or lack only those of added tokens."""
     enough = found[0] >= language.vocabulary_size - _MOST_ADDED_TOKENS
     return (expected[0], *found[1:]) if enough else found
-
-
-# `<image>` and a few more that a recipe's vocabulary may have beyond the checkpoint's.
-_MOST_ADDED_TOKENS = 64
 
 
 def _canonical(name: str) -> str:

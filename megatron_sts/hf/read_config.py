@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
 
 from megatron_sts.config import (
@@ -16,6 +17,8 @@ from megatron_sts.config import (
 )
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.families import LANGUAGES
+
+Sizes = TypeVar("Sizes", bound=BaseModel)
 
 CONFIG_FILE = "config.json"
 VISION_CONFIGS: dict[str, type[CLIPVisionConfig] | type[SiglipVisionConfig]] = {
@@ -105,23 +108,23 @@ def language_architecture(config: PreTrainedConfig, where: Path, tied: bool | No
         raise _refused(where, "partial_rotary_factor", share, "the rotary embedding turns whole heads here")
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    family = config.model_type
-    return LanguageArchitecture(
-        family=family,  # type: ignore[arg-type]
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        ffn_hidden_size=config.intermediate_size,
-        attention_heads=heads,
-        query_groups=config.num_key_value_heads,
-        attention_head_size=None if head_size * heads == config.hidden_size else head_size,
-        vocabulary_size=config.vocab_size,
-        rotary_base=rotary.get("rope_theta", 10000.0),
-        rotary_scaling=_rotary_scaling(rotary, where),
-        norm_epsilon=config.rms_norm_eps,
-        tied_embeddings=config.tie_word_embeddings if tied is None else tied,
-        maximum_positions=config.max_position_embeddings,
-        sliding_window=config.sliding_window if family in ("mistral", "phi3") else None,
-    )
+    sizes: dict[str, Any] = {
+        "family": config.model_type,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.intermediate_size,
+        "attention_heads": heads,
+        "query_groups": config.num_key_value_heads,
+        "attention_head_size": None if head_size * heads == config.hidden_size else head_size,
+        "vocabulary_size": config.vocab_size,
+        "rotary_base": rotary.get("rope_theta", 10000.0),
+        "rotary_scaling": _rotary_scaling(rotary, where),
+        "norm_epsilon": config.rms_norm_eps,
+        "tied_embeddings": config.tie_word_embeddings if tied is None else tied,
+        "maximum_positions": config.max_position_embeddings,
+        "sliding_window": getattr(config, "sliding_window", None),
+    }
+    return _sizes(LanguageArchitecture, sizes, where)
 
 
 def vision_architecture(
@@ -129,17 +132,18 @@ def vision_architecture(
 ) -> VisionArchitecture:
     """The sizes of a vision encoder. feature_select None: the family's, without the class token."""
     family = _vision_family(config.model_type, where)
-    return VisionArchitecture(
-        family=family,  # type: ignore[arg-type]
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        hidden_size=config.hidden_size,
-        layers=config.num_hidden_layers,
-        attention_heads=config.num_attention_heads,
-        ffn_hidden_size=config.intermediate_size,
-        feature_layer=feature_layer,
-        feature_select=feature_select or ("default" if family == "clip" else "full"),  # type: ignore[arg-type]
-    )
+    sizes: dict[str, Any] = {
+        "family": family,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_size": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "attention_heads": config.num_attention_heads,
+        "ffn_hidden_size": config.intermediate_size,
+        "feature_layer": feature_layer,
+        "feature_select": feature_select or ("default" if family == "clip" else "full"),
+    }
+    return _sizes(VisionArchitecture, sizes, where)
 
 
 def check_architecture(architecture: Architecture, where: Path) -> None:
@@ -147,6 +151,14 @@ def check_architecture(architecture: Architecture, where: Path) -> None:
     problems = architecture_problems(architecture)
     if problems:
         raise ConversionError(f"{where} describes a model that cannot be: {'; '.join(problems)}")
+
+
+def _sizes(kind: type[Sizes], values: dict[str, Any], where: Path) -> Sizes:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{detail['loc'][0]} is {detail['input']!r} ({detail['msg']})" for detail in error.errors()]
+        raise ConversionError(f"{where} describes a model that cannot be: {'; '.join(problems)}") from error
 
 
 def _rotary_scaling(rotary: Mapping[str, Any], where: Path) -> RotaryScaling | None:

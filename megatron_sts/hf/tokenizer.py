@@ -55,10 +55,15 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase | None, rows: int, larges
     return needed
 
 
-def check_image_token(tokenizer: PreTrainedTokenizerBase | None, index: int, directory: Path) -> None:
-    """Raise ConversionError where a LLaVA model's tokenizer has another `<image>` than its config.json."""
+def check_image_token(tokenizer: PreTrainedTokenizerBase | None, index: int, rows: int, directory: Path) -> None:
+    """Raise ConversionError where a LLaVA model's tokenizer does not fit its `<image>` or its vocabulary of `rows`."""
     if tokenizer is None:
         return
+    if len(tokenizer) > rows:
+        raise ConversionError(
+            f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; give the tokenizer the model "
+            "was made with, with --tokenizer"
+        )
     try:
         found: int | str = image_token_id(tokenizer)
     except DataError:
