@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from megatron_sts.errors import MegatronStsError
-from megatron_sts.hf.evaluation import FORMATS, evaluate, format_table
-from megatron_sts.hf.generate import DTYPES
-from megatron_sts.hf.progress import shown_progress
+from megatron_sts.evaluation import FORMATS, evaluate, format_table
+from megatron_sts.evaluation.generate import DTYPES
+from megatron_sts.evaluation.progress import shown_progress
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

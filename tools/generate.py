@@ -11,8 +11,8 @@ from pathlib import Path
 
 from megatron_sts.data import IMAGE_TOKEN, Turn
 from megatron_sts.errors import MegatronStsError
-from megatron_sts.hf.generate import DTYPES, Generator, Request
-from megatron_sts.hf.progress import shown_progress
+from megatron_sts.evaluation.generate import DTYPES, Generator, Request
+from megatron_sts.evaluation.progress import shown_progress
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from megatron_sts.hf import export_checkpoint
@@ -66,13 +65,3 @@ def exported(make: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory
     output = tmp_path_factory.mktemp("exported") / "model"
     export_checkpoint(make("siglip").checkpoint, output)
     return output
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder with three pictures of different content and size."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number, size in enumerate([(30, 30), (40, 24), (28, 28)]):
-        Image.radial_gradient("L").rotate(number * 40).resize(size).convert("RGB").save(folder / f"{number}.png")
-    return folder

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_sts.data import IMAGE_TOKEN, Turn, read_llava_json
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation.records import RecordError, make_all, read_records
+from megatron_sts.evaluation.records import RecordError, make_all, read_records
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_sts.data import Turn
-from megatron_sts.hf.evaluation.fingerprint import model_fingerprint, questions_fingerprint
-from megatron_sts.hf.evaluation.questions import Question
+from megatron_sts.evaluation.fingerprint import model_fingerprint, questions_fingerprint
+from megatron_sts.evaluation.questions import Question
 
 
 @pytest.fixture

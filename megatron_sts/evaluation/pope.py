@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation.questions import Question, asked, image_paths, question_id, text_of
-from megatron_sts.hf.evaluation.records import Record, RecordError, make_all, read_records
+from megatron_sts.evaluation.questions import Question, asked, image_paths, question_id, text_of
+from megatron_sts.evaluation.records import Record, RecordError, make_all, read_records
 
 INSTRUCTION = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 asks for below each question."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation.formats import detect_format
+from megatron_sts.evaluation.formats import detect_format
 
 CONVERSATION = {"id": "1", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]}
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from megatron_sts.data import Turn
 from megatron_sts.errors import ConfigError, ConversionError, DataError
-from megatron_sts.hf import Generator, Request
-from megatron_sts.hf.generate import choose_device, choose_dtype
+from megatron_sts.evaluation import Generator, Request
+from megatron_sts.evaluation.generate import choose_device, choose_dtype
 
 QUESTIONS = ["What digit is it?", "Row one: five", "is it two five yes?", "no"]
 

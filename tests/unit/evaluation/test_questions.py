@@ -8,7 +8,7 @@ import pytest
 
 from megatron_sts.data import Turn
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation.questions import Question, read_questions
+from megatron_sts.evaluation.questions import Question, read_questions
 
 GOOD = {"question_id": 7, "image": "a.png", "text": "What is it?", "answer": "two", "category": "read"}
 

@@ -7,8 +7,8 @@ import pytest
 
 from megatron_sts.data import Turn
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation.predictions import Predictions
-from megatron_sts.hf.evaluation.questions import Question
+from megatron_sts.evaluation.predictions import Predictions
+from megatron_sts.evaluation.questions import Question
 
 QUESTIONS = [
     Question(name, images, (Turn("human", "<image>\n" * len(images) + f"{name}?"),), "two", ("read",))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_sts.hf.evaluation.score import bootstrap_interval, normalized
+from megatron_sts.evaluation.score import bootstrap_interval, normalized
 
 
 @pytest.mark.parametrize("prediction", ["Two", " two\n", "two.", "TWO ."])

@@ -6,12 +6,12 @@ from typing import Any
 
 from megatron_sts.data.images import resolve_image
 from megatron_sts.errors import ConversionError, DataError
-from megatron_sts.hf.evaluation.fingerprint import model_fingerprint, questions_fingerprint
-from megatron_sts.hf.evaluation.formats import FORMATS, Format, detect_format
-from megatron_sts.hf.evaluation.predictions import Predictions
-from megatron_sts.hf.evaluation.questions import Question
-from megatron_sts.hf.evaluation.score import bootstrap_interval
-from megatron_sts.hf.generate import Generator, Progress, Request, choose_device, choose_dtype
+from megatron_sts.evaluation.fingerprint import model_fingerprint, questions_fingerprint
+from megatron_sts.evaluation.formats import FORMATS, Format, detect_format
+from megatron_sts.evaluation.generate import Generator, Progress, Request, choose_device, choose_dtype
+from megatron_sts.evaluation.predictions import Predictions
+from megatron_sts.evaluation.questions import Question
+from megatron_sts.evaluation.score import bootstrap_interval
 
 Predictor = Callable[[Sequence[Question]], Iterable[tuple[int, str]]]
 """Answers questions: the position of each with its answer, in any order, as soon as it is there."""

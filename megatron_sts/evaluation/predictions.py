@@ -14,7 +14,7 @@ from typing import Any, Self, TextIO
 
 from megatron_sts.data import IMAGE_TOKEN
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation.questions import Question
+from megatron_sts.evaluation.questions import Question
 
 
 class Predictions:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_sts.hf.evaluation.questions import Question
+from megatron_sts.evaluation.questions import Question
 
 _WHOLE_BYTES = 4 * 2**20
 _BLOCKS, _BLOCK_BYTES = 64, 2**16

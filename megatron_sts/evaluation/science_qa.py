@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation.questions import Question, asked
-from megatron_sts.hf.evaluation.records import Record, RecordError, make_all, read_json, read_records
+from megatron_sts.evaluation.questions import Question, asked
+from megatron_sts.evaluation.records import Record, RecordError, make_all, read_json, read_records
 
 PROBLEMS_FILE, SPLITS_FILE = "problems.json", "pid_splits.json"
 OPTIONS = "ABCDE"

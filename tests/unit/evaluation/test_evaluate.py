@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_sts.errors import ConversionError, DataError
-from megatron_sts.hf import Question, evaluate
-from megatron_sts.hf.evaluation import format_table
+from megatron_sts.evaluation import Question, evaluate, format_table
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from megatron_sts.hf import progress
-from megatron_sts.hf.progress import shown_progress
+from megatron_sts.evaluation import progress
+from megatron_sts.evaluation.progress import shown_progress
 
 
 def test_lines_come_at_intervals_and_say_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation import pope, science_qa
-from megatron_sts.hf.evaluation.questions import Question, read_questions
-from megatron_sts.hf.evaluation.records import read_records
-from megatron_sts.hf.evaluation.score import normalized
+from megatron_sts.evaluation import pope, science_qa
+from megatron_sts.evaluation.questions import Question, read_questions
+from megatron_sts.evaluation.records import read_records
+from megatron_sts.evaluation.score import normalized
 
 
 @dataclass(frozen=True)

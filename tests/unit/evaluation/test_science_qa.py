@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation.science_qa import option_letter, read_science_qa
+from megatron_sts.evaluation.science_qa import option_letter, read_science_qa
 
 PROBLEMS: dict[str, dict[str, Any]] = {
     "4": {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_sts.errors import DataError
-from megatron_sts.hf.evaluation.pope import read_pope, said_yes_or_no, yes_no_figures
+from megatron_sts.evaluation.pope import read_pope, said_yes_or_no, yes_no_figures
 
 LABELS = ["yes", "no", "yes"]
 
