@@ -85,6 +85,7 @@ def train_stage(recipe: Recipe, stage: StageConfig, data: StageData, start: Star
                 )
             done, every = step + 1, recipe.checkpoint.every_steps
             if done == data.total_steps or (every is not None and done % every == 0):
+                parts.step.gather_weights()
                 path = save_checkpoint(recipe, stage.name, done, parts.chunks, parts.optimizer)
                 progress.say(f"{stage.name} {done}/{data.total_steps} | checkpoint {path}")
 
