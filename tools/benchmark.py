@@ -26,7 +26,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
-    parser.add_argument("--compare", required=True, help="ways to train, dense among them: dense,sts,balanced,independent")
+    parser.add_argument(
+        "--compare", required=True, help="ways to train, dense among them: dense,sts,balanced,independent"
+    )
     parser.add_argument("--stage", help="training stage (default: the last one that skips or compresses)")
     parser.add_argument("--data-parallel", type=int, default=1, help="data-parallel ranks (default 1)")
     parser.add_argument("--plans", type=int, default=4, help="steps of the stage whose plans are timed (default 4)")
