@@ -75,7 +75,7 @@ def test_dry_run_needs_neither_data_nor_weights(root, tmp_path):
     done = _train(["--config", str(config), "--dry-run", "stages.tune.epochs=2", *overrides])
     assert done.returncode == 0, done.stderr
     assert "tune: 1,000 samples, 250 steps of 8" in done.stdout
-    assert "mean skip probability 0.2" in done.stdout
+    assert "skip probability: mean 0.2" in done.stdout
     assert "ideal speed-up" in done.stdout
     assert not recipe.output_dir.exists()
 
@@ -86,7 +86,7 @@ def test_dry_run_needs_neither_data_nor_weights(root, tmp_path):
         (["stages.tune.skip.alhpa=0.5"], "did you mean 'alpha'"),
         (
             ["stages.tune.skip.alpha=0.9", "stages.tune.skip.epsilon=0.5"],
-            "the largest alpha with this epsilon is 0.6666",
+            "the largest alpha here is 0.6666",
         ),
         (["model.tokenizer=/nowhere"], "model.tokenizer is '/nowhere', which does not exist"),
         (["parallel.pipeline=4"], "the world has 1 ranks"),

@@ -40,7 +40,7 @@ def test_equal_chunks_interleaved_take_mv_plus_p_minus_1_passes(pipeline, virtua
         (1, 2, [3, 1], [4, 2], 14),
         # A stage that takes no time: rank 0 alone works, without a wait.
         (1, 3, [2, 0], [3, 0], 15),
-        # Stages 0, 2 on rank 0, 1, 3 on rank 1; F2(1) is the forward pass of stage 2 on micro-batch 1. Rank 0: F0(0) 0-1,
+        # Stages 0, 2 on rank 0, 1, 3 on rank 1; F2(1) is stage 2's forward pass on micro-batch 1. Rank 0: F0(0) 0-1,
         # F0(1) 1-2, F2(0) 2-3, F2(1) 3-4. Rank 1: F1(0) 1-2, F1(1) 2-3, F3(0) 3-4, B3(0) 4-6, F3(1) 6-7, B3(1) 7-9.
         # Rank 0: B2(0) 6-8, B2(1) 9-11. Rank 1: B1(0) 9-11, B1(1) 11-13. Rank 0: B0(0) 11-13, B0(1) 13-15.
         (2, 2, [1, 1, 1, 1], [2, 2, 2, 2], 15),
