@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megatron_sts.config import Recipe, check_world, newest_run
+from megatron_sts.config import Recipe
 from megatron_sts.planning.costs import planned_length, sample_flops
 from megatron_sts.planning.memory import RankBytes, part_parameters, rank_bytes
 from megatron_sts.planning.prediction import Prediction, StageSimulation
-from megatron_sts.planning.scope import PlannedStage, planned_stages
+from megatron_sts.planning.scope import PlannedStage, planned_stages, resolve
 from megatron_sts.planning.sparsity import Sparsity, sparsity
 from megatron_sts.planning.split import StageLoad, best_split
-from megatron_sts.sts import resolve_skip_groups
 
 SELECTIONS = ("balanced", "independent")
 
@@ -99,11 +98,7 @@ def forecast(recipe: Recipe, data_parallel: int = 1) -> RecipeForecast:
     The plan is the one that training follows: groups left open are those of the run in `output_dir`, else of the
     layout. Raises the errors that training would raise for the recipe, the layout or the data's records.
     """
-    parallel = recipe.parallel
-    check_world(recipe, data_parallel * parallel.tensor * parallel.pipeline * parallel.context)
-    run = newest_run(recipe)
-    earlier = run.recipe if run is not None else None
-    resolved = resolve_skip_groups(recipe, earlier)
+    resolved, earlier = resolve(recipe, data_parallel)
     stages = tuple(
         _stage_forecast(recipe, resolved, earlier, planned, data_parallel) for planned in planned_stages(resolved)
     )

@@ -29,9 +29,8 @@ def test_probabilities_follow_the_formula(make):
 @pytest.mark.parametrize("selection", ["balanced", "independent"])
 def test_totals_are_sums_over_the_plans_of_the_steps(make, selection):
     recipe = make(tune__skip={"alpha": 0.5, "selection": selection}, parallel={"pipeline": 4})
-    found = forecast(recipe)
-    tune = found.stages[1]
-    records = [record for record in step_records(found.recipe, 10**6) if record["stage"] == "tune"]
+    tune = forecast(recipe).stages[1]
+    records = [record for record in step_records(recipe, 10**6) if record["stage"] == "tune"]
     assert [record["step"] for record in records] == list(range(1, 301))
     run = [32 - len(record["layers_skipped"]) for record in records]
     assert tune.sparsity.layers_run == (sum(run) / 300, min(run), max(run))
