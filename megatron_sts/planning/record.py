@@ -80,6 +80,7 @@ def _split(split: Split | None) -> dict[str, Any] | None:
         return None
     return {
         "layers_per_stage": list(split.layers),
+        "planned_speedup": split.planned_speedup,
         "dense_speedup": split.dense_speedup,
         "balanced_speedup": split.balanced_speedup,
     }

@@ -97,7 +97,7 @@ def test_dry_run_needs_neither_data_nor_weights(root, tmp_path):
     done = _train(["--config", str(config), "--dry-run", "stages.tune.epochs=2", *overrides])
     assert done.returncode == 0, done.stderr
     assert "tune: 1,000 samples, 250 steps of 8" in done.stdout
-    assert "mean skip probability 0.2" in done.stdout
+    assert "skip probability: mean 0.2" in done.stdout
     assert "ideal speed-up" in done.stdout
     assert not recipe.output_dir.exists()
 
