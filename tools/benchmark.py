@@ -26,11 +26,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
-    parser.add_argument("--compare", required=True, help="ways to train, dense among them: dense,sts,balanced,independent")
+    parser.add_argument(
+        "--compare", required=True, help="ways to train, dense among them: dense,sts,balanced,independent"
+    )
     parser.add_argument("--stage", help="training stage (default: the last one that skips or compresses)")
     parser.add_argument("--data-parallel", type=int, default=1, help="data-parallel ranks (default 1)")
-    parser.add_argument("--plans", type=int, default=4, help="steps of the stage whose plans are timed (default 4)")
-    parser.add_argument("--repeats", type=int, default=3, help="times that each is timed (default 3)")
+    parser.add_argument("--plans", type=int, default=6, help="steps of the stage that are timed (default 6)")
+    parser.add_argument("--repeats", type=int, default=2, help="times that each of them is timed (default 2)")
     parser.add_argument("--warm-up", type=int, default=1, help="steps of each way before that (default 1)")
     parser.add_argument("--output", type=Path, help="also write the json to this file")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. parallel.pipeline=2")
@@ -74,7 +76,8 @@ def start_ranks(recipe: Recipe, options: argparse.Namespace, arguments: list[str
     command += ["--nproc-per-node", str(ranks), str(Path(__file__).resolve()), *arguments]
     # Ranks on one machine's cores share them out.
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    environment = {"OMP_NUM_THREADS": str(threads), "TORCH_COMPILE_DISABLE": "1"} | os.environ
+    environment = {"OMP_NUM_THREADS": str(threads), "TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    environment |= os.environ
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory) / "result.json"
         done = subprocess.run(command, env=environment | {_RESULT: str(result)}, stdout=sys.stderr, check=False)

@@ -27,18 +27,16 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     try:
         recipe = load_recipe(arguments.config, arguments.overrides, check_files=False)
-        found = forecast(recipe, arguments.data_parallel)
-        if arguments.json:
-            print(json.dumps(forecast_record(found), indent=1))
-        elif arguments.dump_steps:
-            for record in step_records(found.recipe, arguments.dump_steps):
+        if arguments.dump_steps:
+            for record in step_records(recipe, arguments.dump_steps, arguments.data_parallel):
                 print(json.dumps(record))
-        else:
-            print(forecast_text(found))
+            return 0
+        found = forecast(recipe, arguments.data_parallel)
         if arguments.plot:
             from megatron_sts.planning.plot import plot_forecast
 
             plot_forecast(found, arguments.plot)
+        print(json.dumps(forecast_record(found), indent=1) if arguments.json else forecast_text(found))
     except MegatronStsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,28 +1,33 @@
 """What a recipe will do: each stage of training and each pipeline stage in numbers, before anything is started."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from megatron_sts.config import Recipe, check_world, newest_run
+from megatron_sts.config import Recipe
 from megatron_sts.planning.costs import planned_length, sample_flops
 from megatron_sts.planning.memory import RankBytes, part_parameters, rank_bytes
 from megatron_sts.planning.prediction import Prediction, StageSimulation
-from megatron_sts.planning.scope import PlannedStage, planned_stages
+from megatron_sts.planning.scope import PlannedStage, planned_stages, resolve
 from megatron_sts.planning.sparsity import Sparsity, sparsity
 from megatron_sts.planning.split import StageLoad, best_split
-from megatron_sts.sts import resolve_skip_groups
 
 SELECTIONS = ("balanced", "independent")
+
+_Stages = Sequence[tuple[PlannedStage, StageSimulation]]
 
 
 @dataclass(frozen=True)
 class Split:
     """A proposed split of the layers over the virtual stages, in order of depth.
 
-    dense_speedup: of the dense step, over that of the recipe's own split. balanced_speedup: of balanced selection on
-    the proposed split, over the dense step there; None where it cannot have balanced selection.
+    planned_speedup, dense_speedup: of the recipe's steps and of the dense step, over those on the recipe's own split.
+    balanced_speedup: of balanced selection on the proposed split, over the dense step there; None where it cannot
+    have balanced selection.
     """
 
     layers: tuple[int, ...]
+    planned_speedup: float
     dense_speedup: float
     balanced_speedup: float | None
 
@@ -93,11 +98,7 @@ def forecast(recipe: Recipe, data_parallel: int = 1) -> RecipeForecast:
     The plan is the one that training follows: groups left open are those of the run in `output_dir`, else of the
     layout. Raises the errors that training would raise for the recipe, the layout or the data's records.
     """
-    parallel = recipe.parallel
-    check_world(recipe, data_parallel * parallel.tensor * parallel.pipeline * parallel.context)
-    run = newest_run(recipe)
-    earlier = run.recipe if run is not None else None
-    resolved = resolve_skip_groups(recipe, earlier)
+    resolved, earlier = resolve(recipe, data_parallel)
     stages = tuple(
         _stage_forecast(recipe, resolved, earlier, planned, data_parallel) for planned in planned_stages(resolved)
     )
@@ -157,19 +158,32 @@ def _sample_flops_by_rank(recipe: Recipe, planned: PlannedStage, found: Sparsity
     return flops
 
 
-def _split(recipe: Recipe, earlier: Recipe | None, stages: list[tuple[PlannedStage, StageSimulation]]) -> Split:
+def _split(recipe: Recipe, earlier: Recipe | None, stages: _Stages) -> Split:
     """The split that takes the least time over some stages of training, with what it gains."""
-    own = tuple(len(stage) for stage in recipe.parallel.layers_of_stages(recipe.architecture.language.layers))
     loads = [StageLoad(planned.steps, simulation.schedule, simulation.costs) for planned, simulation in stages]
     split = best_split(recipe, earlier, loads)
-    own_time, time = (
-        sum(planned.steps * simulation.dense_step(counts).total for planned, simulation in stages)
-        for counts in (own, split)
+    own, proposed, balanced = _time(stages), _time(stages, split=split), _time(stages, "balanced", split)
+    assert own is not None and proposed is not None
+    return Split(
+        split,
+        planned_speedup=own.planned / proposed.planned,
+        dense_speedup=own.dense / proposed.dense,
+        balanced_speedup=balanced.dense / balanced.planned if balanced is not None else None,
     )
-    balanced = [simulation.predict("balanced", split) for _, simulation in stages]
-    balanced_time = sum(
-        planned.steps * found.step_time
-        for (planned, _), found in zip(stages, balanced, strict=True)
-        if found is not None
-    )
-    return Split(split, own_time / time, time / balanced_time if None not in balanced else None)
+
+
+class _Time(NamedTuple):
+    planned: float
+    dense: float
+
+
+def _time(stages: _Stages, selection: str | None = None, split: tuple[int, ...] | None = None) -> _Time | None:
+    """Simulated time of all steps of some stages of training, as planned and dense; None where one cannot be so."""
+    planned_time = dense_time = 0.0
+    for planned, simulation in stages:
+        found = simulation.predict(selection, split)
+        if found is None:
+            return None
+        planned_time += planned.steps * found.step_time
+        dense_time += planned.steps * found.dense_step_time
+    return _Time(planned_time, dense_time)

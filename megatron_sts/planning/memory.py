@@ -64,22 +64,24 @@ def layer_parameters(recipe: Recipe, tensor: int = 1) -> int:
     return language.hidden_size * ((attention + 3 * language.ffn_hidden_size) // tensor + 2)
 
 
-def tower_parameters(vision: VisionArchitecture) -> int:
-    """Parameters of the tower, all its layers: those behind the feature layer are held too, though never run."""
+def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
+    """Parameters of the tower, also those behind its feature layer, which are held and never run; `used`: without."""
     hidden, inner = vision.hidden_size, vision.ffn_hidden_size
     layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden
+    layers = (vision.used_layers if used else vision.layers) * layer
+    # The norm after the layers is not used.
+    layers += 0 if used else 2 * hidden
     patches = 3 * vision.patch_size**2 * hidden + vision.patches * hidden
-    if vision.family == "clip":
-        # Class token and its position, norms before and after the layers.
-        return patches + 2 * hidden + vision.layers * layer + 4 * hidden
-    # The bias of the patch embedding, the norm after the layers.
-    return patches + hidden + vision.layers * layer + 2 * hidden
+    # clip: class token with its position, and a norm before the layers; siglip: a bias of the patch embedding.
+    return layers + patches + (4 * hidden if vision.family == "clip" else hidden)
 
 
 def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int) -> RankBytes:
     """Bytes on each rank of a 0-based pipeline rank in a stage of training."""
     held = part_parameters(recipe, rank, recipe.parallel.tensor)
     trained = sum(count for part, count in held.items() if part in stage.trains)
+    if rank == 0 and "vision" in stage.trains:
+        trained -= held["vision"] - tower_parameters(recipe.architecture.vision, used=True)
     half = recipe.precision != "fp32"
     optimizer = recipe.optimizer
     state = 8 if optimizer.kind == "adam" else 4 if optimizer.momentum else 0

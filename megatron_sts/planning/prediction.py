@@ -57,8 +57,7 @@ class StageSimulation:
         self.costs = micro_batch_costs(recipe, stage, visual_tokens)
         self.schedule = PipelineSchedule(parallel.pipeline, parallel.virtual_pipeline, micro_batches)
         self._dense_costs = micro_batch_costs(recipe, stage, recipe.architecture.visual_tokens)
-        passes = 2 * parallel.pipeline * parallel.virtual_pipeline * micro_batches
-        self._steps = strided(planned.steps, max(20, min(_SIMULATED_STEPS, _SIMULATED_PASSES // passes)))
+        self._steps = strided(planned.steps, max(20, min(_SIMULATED_STEPS, _SIMULATED_PASSES // self.schedule.passes)))
 
     def predict(self, selection: str | None = None, split: tuple[int, ...] | None = None) -> Prediction | None:
         """The stage with another selection or split than the recipe's; None where the recipe cannot have them."""

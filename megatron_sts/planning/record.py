@@ -6,7 +6,7 @@ from typing import Any
 from megatron_sts.config import Recipe
 from megatron_sts.planning.forecast import RecipeForecast, Split, StageForecast, Work
 from megatron_sts.planning.prediction import Prediction
-from megatron_sts.planning.scope import PlannedStage, planned_stages
+from megatron_sts.planning.scope import PlannedStage, planned_stages, resolve
 
 
 def forecast_record(found: RecipeForecast) -> dict[str, Any]:
@@ -80,18 +80,20 @@ def _split(split: Split | None) -> dict[str, Any] | None:
         return None
     return {
         "layers_per_stage": list(split.layers),
+        "planned_speedup": split.planned_speedup,
         "dense_speedup": split.dense_speedup,
         "balanced_speedup": split.balanced_speedup,
     }
 
 
-def step_records(recipe: Recipe, count: int) -> Iterator[dict[str, Any]]:
-    """The plan of the first `count` steps of every stage, one object a step; `recipe` has its groups resolved.
+def step_records(recipe: Recipe, count: int, data_parallel: int = 1) -> Iterator[dict[str, Any]]:
+    """The plan of the first `count` steps of every stage, one object a step: the plan that training follows.
 
-    step: as in metrics.jsonl, steps done, from 1. visual_tokens: kept of each image.
+    step: as in metrics.jsonl, steps done, from 1. visual_tokens: kept of each image. Raises as `forecast` does.
     """
-    for planned in planned_stages(recipe):
-        yield from _stage_steps(recipe, planned, count)
+    resolved, _ = resolve(recipe, data_parallel)
+    for planned in planned_stages(resolved):
+        yield from _stage_steps(resolved, planned, count)
 
 
 def _stage_steps(recipe: Recipe, planned: PlannedStage, count: int) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,11 @@
-"""The stages of a recipe with the lengths they will have, found as training finds them."""
+"""The recipe as a run resolves it, and its stages with the lengths they will have: found as training finds them."""
 
 from dataclasses import dataclass
 
-from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.config import Recipe, StageConfig, check_world, newest_run
 from megatron_sts.errors import ConfigError
 from megatron_sts.records import read_records
-from megatron_sts.sts import StagePlanner, check_sample_count, stage_steps
+from megatron_sts.sts import StagePlanner, check_sample_count, resolve_skip_groups, stage_steps
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,18 @@ class PlannedStage:
         """What gives the plan of each step, under a recipe that has a stage of this name."""
         per_epoch = float(self.steps) if self.samples is None else self.samples / self.stage.batch.global_size
         return StagePlanner(recipe, recipe.stage(self.stage.name), self.steps, per_epoch)
+
+
+def resolve(recipe: Recipe, data_parallel: int) -> tuple[Recipe, Recipe | None]:
+    """The recipe as a run on so many data-parallel ranks would resolve it, and that of the run it goes on with.
+
+    Raises the errors that training raises where the layout or the groups of layers cannot be.
+    """
+    parallel = recipe.parallel
+    check_world(recipe, data_parallel * parallel.tensor * parallel.pipeline * parallel.context)
+    run = newest_run(recipe)
+    earlier = run.recipe if run is not None else None
+    return resolve_skip_groups(recipe, earlier), earlier
 
 
 def planned_stages(recipe: Recipe) -> list[PlannedStage]:

@@ -114,8 +114,11 @@ def _warning(stage: StageForecast, work: Work) -> list[str]:
 def _split_text(found: RecipeForecast, split: Split) -> str:
     if split.layers == found.own_split:
         return "the recipe's own"
-    balanced = f", balanced selection {split.balanced_speedup:.3f}x on it" if split.balanced_speedup else ""
-    return f"{_numbers(split.layers)}: dense step {split.dense_speedup:.3f}x as fast{balanced}"
+    balanced = f"; balanced selection is {split.balanced_speedup:.3f}x there" if split.balanced_speedup else ""
+    return (
+        f"{_numbers(split.layers)}: {split.planned_speedup:.3f}x as fast as the recipe's own split, a dense step "
+        f"{split.dense_speedup:.3f}x{balanced}"
+    )
 
 
 def _table(recipe: Recipe, stage: StageForecast) -> list[str]:

@@ -36,8 +36,9 @@ class PipelineSchedule:
         assert pipeline >= 1 and virtual >= 1 and micro_batches >= 1
         assert virtual == 1 or micro_batches % pipeline == 0
         self._pipeline, self._virtual, self._micro_batches = pipeline, virtual, micro_batches
+        self.passes = 2 * pipeline * virtual * micro_batches
         # (rank, place in forward times then backward times, place of the pass it waits for or -1) of every pass
-        self._passes = self._sorted_passes()
+        self._order = self._sorted_passes()
 
     def simulate(self, forward: Sequence[float], backward: Sequence[float]) -> StepTime:
         """The step whose passes through one micro-batch take these times, by virtual stage in order of depth."""
@@ -46,7 +47,7 @@ class PipelineSchedule:
         times = [*forward, *backward]
         free = [0.0] * self._pipeline
         ended: list[float] = []
-        for rank, timed, awaited in self._passes:
+        for rank, timed, awaited in self._order:
             start = free[rank]
             if awaited >= 0 and ended[awaited] > start:
                 start = ended[awaited]
@@ -67,7 +68,7 @@ class PipelineSchedule:
         done = [0] * self._pipeline
         places: dict[tuple[bool, int, int], int] = {}
         passes: list[tuple[int, int, int]] = []
-        while len(passes) < 2 * stages * self._micro_batches:
+        while len(passes) < self.passes:
             before = len(passes)
             for rank, order in enumerate(orders):
                 while done[rank] < len(order):

@@ -27,16 +27,21 @@ Say = Callable[[str], None]
 
 @dataclass
 class Run:
-    """One way's measurements: its plans, the step times of each in seconds, the most memory of any step."""
+    """One way's measurements.
+
+    plans: one per step that is timed. times: seconds of the steps, by how many layers each virtual stage ran. memory:
+    the most bytes of any step.
+    """
 
     plans: list[StepPlan]
-    times: list[list[float]]
-    peak_memory_bytes: int = 0
+    times: dict[tuple[int, ...], list[float]]
+    memory: int = 0
 
     @property
     def step_time_s(self) -> float:
-        """Seconds of a step: the median over repeats of each plan, the mean over the plans."""
-        return statistics.fmean(map(statistics.median, self.times))
+        """Seconds of a step: the median of the steps that ran as many layers, the mean over all steps."""
+        weights = [len(times) for times in self.times.values()]
+        return statistics.fmean(map(statistics.median, self.times.values()), weights)
 
 
 def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, object]:
@@ -47,22 +52,25 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
         changed = comparison.recipe_of(name, recipe)
         planner = StagePlanner(changed, changed.stage(stage.name), total_steps, total_steps)
         steps = [total_steps * number // comparison.plans for number in range(comparison.plans)]
-        plans = [planner.plan(step) for step in steps]
-        runs[name] = Run(plans, [[] for _ in plans])
+        runs[name] = Run([planner.plan(step) for step in steps], {})
 
     place = start_groups(recipe.parallel, recipe.seed)
     stepper = _Stepper(recipe, stage, total_steps, place)
     for warm_up in range(comparison.warm_up):
         for name, run in runs.items():
             say(f"warm-up {warm_up + 1}/{comparison.warm_up}: {name}, {stepper.time(run.plans[0])[0]:.3f} s")
+    virtual_stages = recipe.parallel.layers_of_stages(recipe.architecture.language.layers)
     for repeat in range(comparison.repeats):
         for number in range(comparison.plans):
             for run in runs.values():
-                seconds, memory = stepper.time(run.plans[number])
-                run.times[number].append(seconds)
-                run.peak_memory_bytes = max(run.peak_memory_bytes, memory)
-        middle = ", ".join(f"{name} {run.step_time_s:.3f} s" for name, run in runs.items() if all(run.times))
-        say(f"repeat {repeat + 1}/{comparison.repeats}: {middle}")
+                plan = run.plans[number]
+                seconds, memory = stepper.time(plan)
+                layers_run = tuple(len(set(layers) - plan.skipped_layers) for layers in virtual_stages)
+                run.times.setdefault(layers_run, []).append(seconds)
+                run.memory = max(run.memory, memory)
+            done = repeat * comparison.plans + number + 1
+            means = ", ".join(f"{name} {run.step_time_s:.3f} s" for name, run in runs.items())
+            say(f"{done}/{comparison.repeats * comparison.plans} steps of each: {means}")
     figures = {name: _figures(run, stepper) for name, run in runs.items()}
     return {
         "stage": stage.name,
@@ -139,7 +147,7 @@ def _figures(run: Run, stepper: _Stepper) -> dict[str, float]:
     return {
         "step_time_s": run.step_time_s,
         "flops": statistics.fmean(map(stepper.flops, run.plans)),
-        "peak_memory_bytes": run.peak_memory_bytes,
+        "peak_memory_bytes": run.memory,
         "layers_skipped": statistics.fmean(len(plan.skipped_layers) for plan in run.plans),
         "visual_tokens": run.plans[0].visual_tokens,
         "sequence_length": stepper.length(run.plans[0]),

@@ -38,14 +38,14 @@ WAYS: dict[str, Callable[[StageConfig], StageConfig]] = {
 class Comparison:
     """What is compared and how often.
 
-    stage: of training. ways: of WAYS, dense among them. plans: steps, spread over the stage, whose plans are timed,
-    each `repeats` times. warm_up: untimed steps of each way.
+    stage: of training. ways: of WAYS, dense among them. plans: steps, spread over the stage, that are timed, each
+    `repeats` times. warm_up: untimed steps of each way.
     """
 
     stage: str
     ways: tuple[str, ...]
-    plans: int = 4
-    repeats: int = 3
+    plans: int = 6
+    repeats: int = 2
     warm_up: int = 1
 
     def recipe_of(self, way: str, recipe: Recipe) -> Recipe:
@@ -99,8 +99,10 @@ def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """A comparison's result to read."""
+    layout = result["layout"]
     lines = [
-        f"stage {result['stage']} on {result['device']}; layout {result['layout']}",
+        f"stage {result['stage']} on {result['device']}; tensor {layout['tensor']} x pipeline {layout['pipeline']} "
+        f"(virtual {layout['virtual_pipeline']}) x data {layout['data']}",
         f"{'run':<14}{'step s':>10}{'FLOPs':>12}{'memory GiB':>12}{'speed-up':>10}{'ideal':>8}{'retained':>10}",
     ]
     for name, run in result["runs"].items():

@@ -42,7 +42,7 @@ class StageOptimizer:
         wrapped: list[SkippingDataParallel],
     ):
         self._clip_grad = recipe.optimizer.clip_grad
-        self._freezes_skipped = stage.skip is None or stage.skip.parameters == "frozen"
+        self.freezes_skipped = stage.skip is None or stage.skip.parameters == "frozen"
         self.inner = _build(recipe, stage, wrapped)
         self._parameters_by_layer = _parameters_by_layer(self.inner, chunks)
         self._group_rates = [{name: group[name] for name in _GROUP_RATES} for group in self.inner.param_groups]
@@ -83,7 +83,7 @@ class StageOptimizer:
                 for optimizer in self.inner.chained_optimizers:
                     if parameters := optimizer.get_parameters():
                         clip_grad_by_total_norm_fp32(parameters, self._clip_grad, grad_norm)
-            for layer in skipped_layers if self._freezes_skipped else ():
+            for layer in skipped_layers if self.freezes_skipped else ():
                 # Without a gradient an optimiser passes a parameter over; a gradient of zero would still move it.
                 for parameter in self._parameters_by_layer.get(layer, ()):
                     parameter.grad = None

@@ -81,7 +81,7 @@ class TrainStep:
                 # A frozen tower is an encoder in evaluation mode; CLIP and SigLIP have no dropout to train with.
                 chunk.vision.eval()
             chunk.set_plan(plan)
-            wrapped.begin_step(parameters_of_skipped(chunk.language.decoder.layers))
+            wrapped.begin_step(parameters_of_skipped(chunk.language.decoder.layers), self._optimizer.freezes_skipped)
         self._optimizer.zero_grad()
         device = torch.cuda.current_device()
         held = [None] * micro_batches if batches is None else [_on_device(batch, device) for batch in batches]

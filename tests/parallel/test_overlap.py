@@ -23,6 +23,7 @@ TIED = ARCHITECTURE | {"language": ARCHITECTURE["language"] | {"tied_embeddings"
 CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "dp2": (2, {}, {}),
     "dp2_selective": (2, {}, {"recompute": "selective"}),
+    "dp2_momentum": (2, {}, {"tune__skip": SKIP | {"parameters": "momentum"}}),
     "dp2_projector_frozen": (2, {}, {"tune__trains": ["language"], "tune__learning_rate": {"projector": None}}),
     "dp2_tp2_sp_full": (4, {"tensor": 2, "sequence_parallel": True}, {"recompute": "full"}),
     "dp2_pp2_tied": (4, {"pipeline": 2}, {"model__architecture": TIED}),
@@ -37,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _observe(root: Path, ranks: int, parallel: dict, optimizer: dict, changes: dict) -> Observation:
-    recipe = tiny_recipe(root, parallel=parallel, optimizer=SMOOTH | optimizer, tune__skip=SKIP, **changes)
+    recipe = tiny_recipe(root, parallel=parallel, optimizer=SMOOTH | optimizer, **{"tune__skip": SKIP} | changes)
     return observe(recipe, "tune", ranks, steps=4)
 
 
