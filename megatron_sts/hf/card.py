@@ -12,7 +12,6 @@ def model_card(name: str, run: Run, dtype: str) -> str:
     What was measured comes from metrics.jsonl in the recipe's output_dir; where it is not there, the card says so.
     """
     vision, language = run.recipe.architecture.vision, run.recipe.architecture.language
-    stages = "\n".join(_stage_row(stage) for stage in run.recipe.stages)
     versions = ", ".join(f"{package} {version}" for package, version in sorted(run.versions.items()))
     return f"""---
 library_name: transformers
@@ -24,8 +23,7 @@ tags:
 
 # {name}
 
-A LLaVA-style model trained with megatron_sts and the Sparse Training Scheme (arXiv 2509.18150).
-The scheme makes training cheaper only: this model is dense, it uses all of its layers and all visual tokens.
+{_origin(run)}
 
 - Vision tower: {vision.family}, {vision.layers} layers of width {vision.hidden_size},
   images of {vision.image_size} px in patches of {vision.patch_size} px,
@@ -33,16 +31,12 @@ The scheme makes training cheaper only: this model is dense, it uses all of its 
 - Language model: {language.family}, {language.layers} layers of width {language.hidden_size},
   {language.attention_heads} heads in {language.query_groups} groups, {language.vocabulary_size} tokens
 - Checkpoint: stage `{run.stage}`, step {run.step}; exported in {dtype}
-- Trained in {run.recipe.precision} with seed {run.recipe.seed}
-- Trained with: {versions or "versions not recorded"}
+- Precision of the recipe: {run.recipe.precision}; seed {run.recipe.seed}
+- Made with: {versions or "versions not recorded"}
 
 ## Training
 
-| stage | trains | data | template | length | global batch | learning rate | visual tokens | layers |
-|---|---|---|---|---|---|---|---|---|
-{stages}
-
-{_saving(measured_savings(run))}
+{_training(run)}
 
 <details><summary>The whole recipe</summary>
 
@@ -70,6 +64,26 @@ print(processor.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 
 Not evaluated here. The licences of the data, of the vision encoder and of the language model apply.
 """
+
+
+def _origin(run: Run) -> str:
+    if not run.recipe.stages:
+        return "A LLaVA-style model, converted by megatron_sts and not trained by it."
+    return """A LLaVA-style model trained with megatron_sts and the Sparse Training Scheme (arXiv 2509.18150).
+The scheme makes training cheaper only: this model is dense, it uses all of its layers and all visual tokens."""
+
+
+def _training(run: Run) -> str:
+    if not run.recipe.stages:
+        return (
+            "None: these are the weights that were imported. A projector that came with none of them is a random one."
+        )
+    rows = "\n".join(_stage_row(stage) for stage in run.recipe.stages)
+    return f"""| stage | trains | data | template | length | global batch | learning rate | visual tokens | layers |
+|---|---|---|---|---|---|---|---|---|
+{rows}
+
+{_saving(measured_savings(run))}"""
 
 
 def _stage_row(stage: StageConfig) -> str:

@@ -78,3 +78,11 @@ def test_the_card_has_the_whole_recipe_and_every_setting_of_the_sparsity(run: Ru
     assert "| compressed: strategy uniform, keep_ratio 0.5 | all |" in card
     assert "| all | skipped: alpha 0.5, epsilon 0.25, progress step, schedule sts, selection balanced, " in card
     assert "stage `tune`, step 2; exported in bfloat16" in card
+
+
+def test_weights_that_were_only_imported_are_not_called_trained(run: Run) -> None:
+    recipe = run.recipe.model_copy(update={"stages": ()})
+    card = model_card("model", Run("import", 0, recipe, {}), "float32")
+    assert "not trained by it" in card
+    assert "these are the weights that were imported" in card
+    assert "Sparse Training Scheme" not in card
