@@ -69,8 +69,14 @@ Not evaluated here. The licences of the data, of the vision encoder and of the l
 def _origin(run: Run) -> str:
     if not run.recipe.stages:
         return "A LLaVA-style model, converted by megatron_sts and not trained by it."
+    if not any(stage.skip or _compresses(stage) for stage in run.recipe.stages):
+        return "A LLaVA-style model trained with megatron_sts, with every layer and every visual token in every step."
     return """A LLaVA-style model trained with megatron_sts and the Sparse Training Scheme (arXiv 2509.18150).
 The scheme makes training cheaper only: this model is dense, it uses all of its layers and all visual tokens."""
+
+
+def _compresses(stage: StageConfig) -> bool:
+    return stage.compress is not None and stage.compress.strategy != "none"
 
 
 def _training(run: Run) -> str:
@@ -89,7 +95,6 @@ def _training(run: Run) -> str:
 def _stage_row(stage: StageConfig) -> str:
     length = f"epochs: {stage.epochs:g}" if stage.steps is None else f"{stage.steps} steps"
     rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rate.rates.items())
-    compressed = stage.compress is not None and stage.compress.strategy != "none"
     cells = (
         stage.name,
         ", ".join(stage.trains),
@@ -98,7 +103,7 @@ def _stage_row(stage: StageConfig) -> str:
         length,
         str(stage.batch.global_size),
         rates,
-        f"compressed: {_settings(stage.compress)}" if compressed and stage.compress is not None else "all",
+        f"compressed: {_settings(stage.compress)}" if stage.compress is not None and _compresses(stage) else "all",
         f"skipped: {_settings(stage.skip)}" if stage.skip is not None else "all",
     )
     return f"| {' | '.join(cells)} |"
