@@ -81,9 +81,7 @@ def _compresses(stage: StageConfig) -> bool:
 
 def _training(run: Run) -> str:
     if not run.recipe.stages:
-        return (
-            "None: these are the weights that were imported. A projector that came with none of them is a random one."
-        )
+        return "None: these are the imported weights; a projector that came with none of them is random."
     rows = "\n".join(_stage_row(stage) for stage in run.recipe.stages)
     return f"""| stage | trains | data | template | length | global batch | learning rate | visual tokens | layers |
 |---|---|---|---|---|---|---|---|---|

@@ -81,7 +81,7 @@ def test_the_card_has_the_whole_recipe_and_every_setting_of_the_sparsity(run: Ru
 
 
 def test_a_dense_run_is_not_called_sparse(run: Run) -> None:
-    dense = [stage.model_copy(update={"skip": None, "compress": None}) for stage in run.recipe.stages]
+    dense = tuple(stage.model_copy(update={"skip": None, "compress": None}) for stage in run.recipe.stages)
     card = model_card("model", Run("tune", 2, run.recipe.model_copy(update={"stages": dense}), {}), "float32")
     assert "Sparse Training Scheme" not in card
     assert "Sparse Training Scheme" in model_card("model", run, "float32")
@@ -91,5 +91,5 @@ def test_weights_that_were_only_imported_are_not_called_trained(run: Run) -> Non
     recipe = run.recipe.model_copy(update={"stages": ()})
     card = model_card("model", Run("import", 0, recipe, {}), "float32")
     assert "not trained by it" in card
-    assert "these are the weights that were imported" in card
+    assert "these are the imported weights" in card
     assert "Sparse Training Scheme" not in card
