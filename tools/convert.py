@@ -68,13 +68,18 @@ def export(options: argparse.Namespace) -> None:
 def _bar(what: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
     """A progress bar on standard error: a function of the bytes there are, which gives one of the bytes just done."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
-        def start(total: int) -> Callable[[int], None]:
-            task = progress.add_task(what, total=total)
-            return lambda done: progress.advance(task, done)
+    def start(total: int) -> Callable[[int], None]:
+        task = progress.add_task(what, total=total)
+        progress.start()
+        return lambda done: progress.advance(task, done)
 
+    try:
         yield start
+    finally:
+        if progress.tasks:
+            progress.stop()
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

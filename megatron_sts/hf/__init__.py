@@ -2,7 +2,7 @@
 
 families/      one mapping table for each family of language models, read in both directions
 language.py, names.py   which tensors a model has and what they are called where
-read_config.py, source.py, megatron_source.py   what is imported, read a tensor at a time
+read_config.py, source.py, parts.py, megatron_source.py   what is imported, read a tensor at a time
 pieces.py, checkpoint_writer.py   the tensors of a new checkpoint, made when they are written
 importer.py    puts them together; reconcile.py, tokenizer.py, image_processor.py: what belongs to them
 training_checkpoint.py  reads a checkpoint in one process

@@ -49,16 +49,19 @@ class Piece:
         return prod(self.size) * self.dtype.itemsize
 
 
-def write_checkpoint(directory: Path, pieces: Sequence[Piece], objects: Sequence[str], advance: Advance) -> None:
+def write_checkpoint(
+    directory: Path, pieces: Sequence[Piece], objects: Sequence[str], advance: Advance, file_bytes: int = _FILE_BYTES
+) -> None:
     """Write pieces, and objects that are None, as a torch_dist checkpoint into an empty directory.
 
     objects: unique keys of megatron-core's sharded objects (a module's extra state, of which there is none here).
+    file_bytes: neighbouring pieces share a file up to this size.
     """
     writer = FileSystemWriter(directory)
     planner = _LazyPlanner(pieces, advance)
     # As if each file were written by a rank of its own: one plan is held in memory at a time.
     plans = [SavePlan([_object_item(key) for key in objects])] if objects else []
-    plans += [SavePlan([_tensor_item(piece) for piece in group]) for group in _groups(pieces)]
+    plans += [SavePlan([_tensor_item(piece) for piece in group]) for group in _groups(pieces, file_bytes)]
     plans, metadata = create_default_global_save_plan(plans)
     writer.set_up_storage_writer(is_coordinator=True)
     plans = writer.prepare_global_plan([writer.prepare_local_plan(plan) for plan in plans])
@@ -89,12 +92,12 @@ class _LazyPlanner(DefaultSavePlanner):
         return tensor
 
 
-def _groups(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+def _groups(pieces: Sequence[Piece], file_bytes: int) -> Iterator[list[Piece]]:
     """Neighbours that share a file."""
     group: list[Piece] = []
     size = 0
     for piece in pieces:
-        if group and size + piece.nbytes > _FILE_BYTES:
+        if group and size + piece.nbytes > file_bytes:
             yield group
             group, size = [], 0
         group.append(piece)

@@ -41,12 +41,11 @@ from megatron_sts.hf.names import (
 )
 from megatron_sts.hf.output import check_output, written_beside
 from megatron_sts.hf.processor import build_processor, load_tokenizer, save_processor
-from megatron_sts.hf.report import TensorReport, TensorRow
+from megatron_sts.hf.report import REPORT_FILE, TensorReport, TensorRow
 from megatron_sts.hf.shards import ShardWriter, shard_bytes
 from megatron_sts.hf.training_checkpoint import TensorReader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-REPORT_FILE = "tensors.json"
 # Tokenizer, configuration and the like.
 _ROOM_BESIDE_TENSORS = 64 * 2**20
 

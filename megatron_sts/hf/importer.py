@@ -9,10 +9,10 @@ holds what training needs beside the weights: architecture.yaml, vision/ (config
 tokenizer/, which a recipe with that `model.init` takes by itself.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -27,20 +27,13 @@ from megatron_sts.config import (
 )
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.checkpoint_writer import Advance, Piece, write_checkpoint
-from megatron_sts.hf.families import LAYERS, OUTPUT
+from megatron_sts.hf.families import LAYERS
 from megatron_sts.hf.image_processor import copy_image_processor
-from megatron_sts.hf.language import check_tensors, hugging_face_shapes
+from megatron_sts.hf.language import check_tensors
 from megatron_sts.hf.megatron_source import check_megatron_tensors, open_megatron
-from megatron_sts.hf.names import (
-    checkpoint_vision_name,
-    is_harmless,
-    is_pooling_head,
-    part_of,
-    projector_shapes,
-    vision_name,
-    vision_shapes,
-)
+from megatron_sts.hf.names import PROJECTOR, checkpoint_vision_name, projector_shapes, vision_shapes
 from megatron_sts.hf.output import check_output, written_beside
+from megatron_sts.hf.parts import language_part, parts_of_llava, vision_part
 from megatron_sts.hf.pieces import PieceMaker
 from megatron_sts.hf.read_config import (
     check_architecture,
@@ -51,12 +44,12 @@ from megatron_sts.hf.read_config import (
     vision_architecture,
 )
 from megatron_sts.hf.reconcile import reconcile
-from megatron_sts.hf.report import TensorReport
-from megatron_sts.hf.source import Renamed, TensorSource, open_source
+from megatron_sts.hf.report import REPORT_FILE, TensorReport
+from megatron_sts.hf.source import TensorSource, open_source
 from megatron_sts.hf.tokenizer import add_image_token, check_image_token, find_tokenizer
 
-REPORT_FILE = "tensors.json"
 IMPORT_STAGE = "import"
+Precision = Literal["fp32", "bf16"]
 # Modules of a layer that keep an extra state, with Transformer Engine or without; there is nothing in it at the start.
 _EXTRA_STATES = (
     "self_attention.linear_qkv",
@@ -113,14 +106,14 @@ def import_pair(
     tower = vision_architecture(encoder_config, vision / "config.json")
     own = language_architecture(config, language / "config.json")
     check_architecture(Architecture(vision=tower, language=own), language / "config.json")
-    source = _language_part(open_source(language, options.allow_pickle), own, language, report)
+    source = language_part(open_source(language, options.allow_pickle), own, language, report)
     tokenizer = find_tokenizer(options.tokenizer or language, report)
     rows = add_image_token(tokenizer, own.vocabulary_size)
     parts = _Parts(
         architecture=reconcile(tower, own.model_copy(update={"vocabulary_size": rows}), options.recipe),
         vision_config=encoder_config,
         vision_directory=vision,
-        vision=_vision_part(open_source(vision, options.allow_pickle), report),
+        vision=vision_part(open_source(vision, options.allow_pickle), report),
         language_pieces=lambda maker: maker.language_pieces(source),
         projector=None,
         fresh_dtype=source.dtype("model.norm.weight"),
@@ -153,7 +146,7 @@ def import_megatron(
         architecture=reconcile(vision_architecture(encoder_config, vision / "config.json"), language, options.recipe),
         vision_config=encoder_config,
         vision_directory=vision,
-        vision=_vision_part(open_source(vision, options.allow_pickle), report),
+        vision=vision_part(open_source(vision, options.allow_pickle), report),
         language_pieces=lambda maker: maker.megatron_pieces(source),
         projector=None,
         fresh_dtype=source.dtype("decoder.final_layernorm.weight"),
@@ -175,15 +168,15 @@ def import_llava(
         config.vision_config, where, config.vision_feature_layer, config.vision_feature_select_strategy
     )
     check_architecture(Architecture(vision=vision, language=own), where)
-    by_part = _parts_of(open_source(directory, options.allow_pickle), directory, report)
-    source = _language_part(by_part["language"], own, directory, report)
+    by_part = parts_of_llava(open_source(directory, options.allow_pickle), directory, report)
+    source = language_part(by_part["language"], own, directory, report)
     tokenizer = find_tokenizer(options.tokenizer or directory, report)
     check_image_token(tokenizer, config.image_token_index, own.vocabulary_size, directory)
     parts = _Parts(
         architecture=reconcile(vision, own, options.recipe),
         vision_config=config.vision_config,
         vision_directory=directory,
-        vision=_vision_part(by_part["vision"], report),
+        vision=vision_part(by_part["vision"], report),
         language_pieces=lambda maker: maker.language_pieces(source),
         projector=by_part["projector"],
         fresh_dtype=source.dtype("model.norm.weight"),
@@ -220,26 +213,25 @@ def _pieces(parts: _Parts, maker: PieceMaker, seed: int) -> list[Piece]:
     pieces = [*parts.language_pieces(maker), *maker.vision_pieces(tower, vision, parts.vision)]
     if parts.projector is None:
         return [*pieces, *maker.fresh_projector_pieces(projector, seed, parts.fresh_dtype)]
-    expected = {key.removeprefix("projector."): shape for key, shape in projector.items()}
+    expected = {key.removeprefix(PROJECTOR): shape for key, shape in projector.items()}
     check_tensors(parts.projector.shapes, expected, f"{parts.vision_directory}, projector")
     return [*pieces, *maker.projector_pieces(projector, parts.projector)]
 
 
 def _recipe(parts: _Parts, output: Path, options: ImportOptions, seed: int) -> Recipe:
     """What run.json says: the model and where its parts lie, and no stage, as nothing has been trained."""
-    given: dict[str, Any] = {}
-    if options.recipe is not None:
-        given["precision"] = options.recipe.precision
+    stored = options.dtype or parts.fresh_dtype
+    precision: Precision = "fp32" if stored == torch.float32 else "bf16"
     return Recipe(
         output_dir=output,
         seed=seed,
+        precision=options.recipe.precision if options.recipe is not None else precision,
         model=ModelConfig(
             architecture=parts.architecture,
             vision=output / "vision",
             tokenizer=output / "tokenizer" if parts.tokenizer is not None else None,
         ),
         stages=(),
-        **given,
     )
 
 
@@ -249,75 +241,3 @@ def _extra_states(language: LanguageArchitecture) -> list[str]:
         for module in _EXTRA_STATES
         for layer in range(language.layers)
     ]
-
-
-def _parts_of(source: TensorSource, directory: Path, report: TensorReport) -> dict[str, Renamed]:
-    """The three parts of a LLaVA file by their own names, in the older or in transformers 5's layout."""
-    names: dict[str, dict[str, str]] = {"vision": {}, "projector": {}, "language": {}}
-    unknown = []
-    for name in source.shapes:
-        found = part_of(name)
-        if found is not None and found[1] not in names[found[0]]:
-            names[found[0]][found[1]] = name
-        elif is_harmless(name):
-            report.left_out[name] = "computed"
-        else:
-            unknown.append(name)
-    if unknown:
-        raise ConversionError(
-            f"{directory}: holds tensors that are no part of a LLaVA model: {', '.join(sorted(unknown)[:10])}; give a "
-            "LlavaForConditionalGeneration directory as transformers wrote it"
-        )
-    return {part: Renamed(source, own) for part, own in names.items()}
-
-
-def _vision_part(source: TensorSource, report: TensorReport) -> Renamed:
-    """A vision encoder's tensors by its own names, out of its own file or that of a whole CLIP or SigLIP model."""
-    names: dict[str, str] = {}
-    for name in source.shapes:
-        own = vision_name(name)
-        if is_harmless(name) or is_harmless(own):
-            report.left_out[_original(source, name)] = "computed, or not of the vision encoder"
-        elif is_pooling_head(own):
-            report.left_out[_original(source, name)] = "pooling head, which a LLaVA model does not have"
-        else:
-            names[own] = name
-    return Renamed(source, names)
-
-
-def _language_part(
-    source: TensorSource, language: LanguageArchitecture, directory: Path, report: TensorReport
-) -> Renamed:
-    """A language model's tensors, checked by name and shape."""
-    names = {}
-    for name in source.shapes:
-        if is_harmless(name):
-            report.left_out[_original(source, name)] = "computed"
-        else:
-            names[name] = name
-    (head,) = OUTPUT.names
-    if language.tied_embeddings and head in names:
-        _check_tied(source, head, directory)
-        report.left_out[_original(source, names.pop(head))] = "the tied embedding once more"
-    part = Renamed(source, names)
-    check_tensors(part.shapes, hugging_face_shapes(language), f"{directory}, language model")
-    return part
-
-
-def _check_tied(source: TensorSource, head: str, directory: Path) -> None:
-    embedding = "model.embed_tokens.weight"
-    count = source.shapes[head][0]
-    same = source.shapes.get(embedding) == source.shapes[head] and all(
-        torch.equal(source.read(head, slice(row, row + 4096)), source.read(embedding, slice(row, row + 4096)))
-        for row in range(0, count, 4096)
-    )
-    if not same:
-        raise ConversionError(
-            f"{directory}: config.json says tie_word_embeddings, but lm_head.weight is not the embedding; set it to "
-            "false, or remove lm_head.weight"
-        )
-
-
-def _original(source: TensorSource, name: str) -> str:
-    names: Mapping[str, str] = source.names if isinstance(source, Renamed) else {}
-    return names.get(name, name)

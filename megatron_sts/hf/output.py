@@ -43,13 +43,17 @@ def written_beside(output: Path) -> Iterator[Path]:
         for file in directory.rglob("*"):
             file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
         directory.rename(output)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch reports a full disk as RuntimeError, safetensors as its own.
+    except BaseException as error:
         shutil.rmtree(directory, ignore_errors=True)
+        if not _is_of_the_disk(error):
+            raise
         raise ConversionError(
             f"{output}: cannot be written ({type(error).__name__}: {error}); make room on the disk or give another "
             "--output. Nothing is left behind"
         ) from error
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether an error means that writing failed; torch's file writer reports it as a RuntimeError."""
+    of_torch = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    return isinstance(error, OSError | SafetensorError) or of_torch

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+REPORT_FILE = "tensors.json"
 Kind = Literal["mapped", "carried", "fresh"]
 
 

@@ -135,6 +135,7 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["stages.align.name=tune"],
         ["2 stages are named 'tune'", "give each its own name"],
     ),
+    ("check_stage_names", ["stages=[]"], ["stages is empty", "give at least one"]),
     (
         "check_length",
         ["stages.tune.steps=null"],
