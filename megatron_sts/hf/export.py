@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from megatron_sts.config import Architecture, LanguageArchitecture, read_run
 from megatron_sts.errors import ConversionError
@@ -173,6 +173,7 @@ def _check_checkpoint(reader: TensorReader, config: LlavaConfig, architecture: A
     """Raise ConversionError unless the checkpoint has exactly the tensors of the model."""
     expected = megatron_shapes(architecture.language)
     expected |= projector_shapes(architecture.vision.hidden_size, architecture.language.hidden_size)
+    assert isinstance(config.vision_config, PreTrainedConfig)
     # A checkpoint may be of a release of transformers that calls the vision encoder's tensors otherwise.
     expected |= {_own(key): shape for key, shape in vision_shapes(config.vision_config).items()}
     found = {_own(key): shape for key, shape in reader.shapes.items() if not _is_unused(key)}
