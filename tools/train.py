@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 
-from megatron_sts.config import load_recipe
+from megatron_sts.config import load_recipe, resolved_yaml
 from megatron_sts.errors import DataError, MegatronStsError
+from megatron_sts.planning import forecast, forecast_text
 from megatron_sts.versions import check_versions
 
 
@@ -21,9 +22,8 @@ def main() -> int:
         check_versions()
         recipe = load_recipe(arguments.config, arguments.overrides, check_files=not arguments.dry_run)
         if arguments.dry_run:
-            from megatron_sts.train.dry_run import describe
-
-            print(describe(recipe))
+            found = forecast(recipe)
+            print(f"{resolved_yaml(found.recipe)}\n{forecast_text(found)}")
         else:
             from megatron_sts.train.stages import train
 

@@ -2,7 +2,7 @@
 
 from megatron_sts.config.architecture import Architecture, LanguageArchitecture, RotaryScaling, VisionArchitecture
 from megatron_sts.config.architecture_checks import architecture_problems
-from megatron_sts.config.checks import check_recipe
+from megatron_sts.config.checks import check_recipe, report
 from megatron_sts.config.init_directory import write_architecture
 from megatron_sts.config.load import load_architecture, load_recipe
 from megatron_sts.config.recipe import (
@@ -21,7 +21,9 @@ from megatron_sts.config.recipe import (
     StageConfig,
 )
 from megatron_sts.config.resolved import difference, resolved_yaml
+from megatron_sts.config.run_directory import checkpoint_path, checkpoint_root, checkpoints_of_stage, newest_run
 from megatron_sts.config.run_file import RUN_FILE, Run, read_run, write_run
+from megatron_sts.config.skip_checks import probability_problem
 from megatron_sts.config.world import check_world
 
 __all__ = [
@@ -47,10 +49,16 @@ __all__ = [
     "architecture_problems",
     "check_recipe",
     "check_world",
+    "checkpoint_path",
+    "checkpoint_root",
+    "checkpoints_of_stage",
     "difference",
     "load_architecture",
     "load_recipe",
+    "newest_run",
+    "probability_problem",
     "read_run",
+    "report",
     "resolved_yaml",
     "write_architecture",
     "write_run",

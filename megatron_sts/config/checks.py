@@ -4,13 +4,13 @@ fit to a world: world.py).
 A check is a small function that yields one message per problem: the field, the value found, what to do.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_sts.config.architecture_checks import architecture_problems, not_divisible
 from megatron_sts.config.recipe import Recipe, StageConfig
+from megatron_sts.config.skip_checks import check_skip
 from megatron_sts.errors import ConfigError
 
 # ---------------------------------------------------------------------------------------------- whole recipe
@@ -92,7 +92,12 @@ def check_pipeline_split(recipe: Recipe) -> Iterator[str]:
 
 
 def check_optimizer(recipe: Recipe) -> Iterator[str]:
-    """megatron-core's distributed optimiser holds Adam's state only."""
+    """megatron-core's distributed optimiser holds Adam's state only; what it gathers, it must have split."""
+    if recipe.parallel.overlap_param_gather and not recipe.optimizer.distributed:
+        yield (
+            "parallel.overlap_param_gather is true, but optimizer.distributed is false and no weight is gathered; "
+            "set one like the other"
+        )
     if recipe.optimizer.distributed and recipe.optimizer.kind != "adam":
         yield (
             f"optimizer.distributed is true with optimizer.kind '{recipe.optimizer.kind}', but only adam's "
@@ -146,28 +151,6 @@ def check_batch(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
             stage.batch.global_size,
             f"stages.{stage.name}.batch.micro",
             stage.batch.micro,
-        )
-
-
-def check_skip(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
-    """Skip probabilities are probabilities at every layer and step (arXiv 2509.18150)."""
-    if stage.skip is None:
-        return
-    field, alpha, epsilon = f"stages.{stage.name}.skip", stage.skip.alpha, stage.skip.epsilon
-    if abs(epsilon) > 1:
-        yield (
-            f"{field}.epsilon is {epsilon:g}; it must be between -1 and 1, else a layer's skip probability "
-            "falls below 0 (arXiv 2509.18150)"
-        )
-        return
-    largest = 1 / (1 + abs(epsilon))
-    if alpha < 0:
-        yield f"{field}.alpha is {alpha:g}; a skip probability is at least 0 and here at most {largest:.4g}"
-    elif alpha * (1 + abs(epsilon)) > 1:
-        yield (
-            f"{field}.alpha is {alpha:g} with epsilon {epsilon:g}: alpha * (1 + |epsilon|) = "
-            f"{alpha * (1 + abs(epsilon)):.4g} is above 1, more than a skip probability can be "
-            f"(arXiv 2509.18150); the largest alpha with this epsilon is {math.floor(largest * 1e4) / 1e4:g}"
         )
 
 

@@ -1,5 +1,6 @@
 """The typed recipe: one class per subject. Checks that concern several fields are in checks.py."""
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,23 @@ class ParallelConfig(ConfigModel):
     """Whether activations between the tensor-parallel parts are split along the sequence."""
     layers_per_stage: tuple[int, ...] | None = None
     """Layers of every virtual stage in order of depth; None: an even split."""
+    overlap_grad_reduce: bool = False
+    """Whether gradients are reduced over the data-parallel ranks, bucket by bucket, while the backward pass runs."""
+    overlap_param_gather: bool = False
+    """Whether the distributed optimiser's weights are gathered while the next forward pass runs."""
+    bucket_parameters: int | None = Field(default=None, ge=1)
+    """Least parameters of a gradient bucket under overlap_grad_reduce; None: megatron-core's own choice."""
+
+    def layers_of_stages(self, layers: int) -> list[range]:
+        """Layers (0-based) of each virtual stage, in order of depth.
+
+        Virtual stage i lives on pipeline rank i % pipeline as its chunk i // pipeline, as in megatron-core.
+        """
+        stages = self.pipeline * self.virtual_pipeline
+        counts = self.layers_per_stage or (layers // stages,) * stages
+        assert len(counts) == stages and sum(counts) == layers
+        ends = list(accumulate(counts))
+        return [range(end - count, end) for count, end in zip(counts, ends, strict=True)]
 
 
 class ModelConfig(ConfigModel):
@@ -157,13 +175,24 @@ class SkipConfig(ConfigModel):
     """
 
     alpha: float
-    """Mean skip probability at the start of the stage."""
+    """Mean skip probability at its highest: at the start with sts, throughout with constant, at the end with pld."""
     epsilon: float = 0.0
     """Tilt over the depth: above 0 deep layers are skipped more."""
     progress: Literal["step", "epoch"] = "step"
     """What e counts: steps, or whole epochs (with one epoch the rate then stays alpha)."""
-    selection: Literal["independent"] = "independent"
-    """independent: one Bernoulli draw per layer and step, as in the paper."""
+    schedule: Literal["sts", "constant", "pld"] = "sts"
+    """sts: fades as (1 - e/E)^2; constant: stays; pld: rises as in progressive layer drop (arXiv 2010.13369)."""
+    selection: Literal["independent", "balanced"] = "balanced"
+    """independent: one Bernoulli draw per layer, as in the paper; balanced: every group skips the same number."""
+    skip_groups: int | tuple[int, ...] | None = None
+    """Groups of neighbouring layers that `balanced` evens: a number or a list of sizes; None: the virtual pipeline
+    stages of the layout on which the run starts."""
+    never_skip: tuple[int, ...] = ()
+    """0-based numbers of layers that always run."""
+    min_layers_run: int = Field(default=0, ge=0)
+    """Fewest layers that run in any step."""
+    parameters: Literal["frozen", "momentum"] = "frozen"
+    """Weights of a skipped layer in that step: left as they are, or moved by the optimiser's momentum and decay."""
 
 
 class CompressConfig(ConfigModel):

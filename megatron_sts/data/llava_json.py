@@ -1,12 +1,12 @@
 """Reads conversations in LLaVA's json format, and says of every bad record what is wrong with it."""
 
-import json
 import posixpath
 from pathlib import Path
 from typing import Any
 
 from megatron_sts.data.sample import IMAGE_TOKEN, Role, Sample, Turn
 from megatron_sts.errors import DataError
+from megatron_sts.records import read_records
 
 ROLES: dict[str, Role] = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant"}
 SHOWN_PROBLEMS = 10
@@ -23,10 +23,7 @@ def read_llava_json(path: Path | str) -> list[Sample]:
         DataError: the file cannot be read, or some records are bad. All records are looked at; the message
             lists the first ten bad ones and their number.
     """
-    path = Path(path)
-    records = _read_records(path)
-    if not records:
-        raise DataError(f"{path}: holds no record; give a file with at least one conversation")
+    records = read_records(Path(path))
     samples: list[Sample] = []
     problems: list[str] = []
     for number, record in enumerate(records):
@@ -39,40 +36,6 @@ def read_llava_json(path: Path | str) -> list[Sample]:
         more = f" (the first {len(shown)})" if len(problems) > len(shown) else ""
         raise DataError(f"{path}: {len(problems)} of {len(records)} records cannot be used{more}:\n" + "\n".join(shown))
     return samples
-
-
-def _read_records(path: Path) -> list[Any]:
-    if path.suffix not in (".json", ".jsonl"):
-        raise DataError(f"{path}: found the suffix {path.suffix!r}; give a .json or a .jsonl file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give the path of a LLaVA json file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a readable UTF-8 text file") from error
-    if path.suffix == ".jsonl":
-        # str.splitlines would also cut at characters such as U+2028, which json allows inside a string.
-        lines = enumerate(text.split("\n"), start=1)
-        return [_parse(path, line, first_line=number) for number, line in lines if line.strip()]
-    records = _parse(path, text, first_line=1)
-    if not isinstance(records, list):
-        raise DataError(
-            f"{path}: found a {type(records).__name__} at the top; a .json file holds one list of records "
-            "(one record a line is a .jsonl file)"
-        )
-    return records
-
-
-def _parse(path: Path, text: str, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(
-            f"{path}: line {line}, column {error.colno} is not valid json ({error.msg}); mend that line"
-        ) from error
-    except RecursionError:
-        raise DataError(f"{path}: found json nested too deeply; give a LLaVA json file") from None
 
 
 def _name(number: int, record: Any) -> str:

@@ -5,9 +5,6 @@ The samples form one endless line, a fresh permutation for every epoch; step t t
 same samples.
 """
 
-import math
-from fractions import Fraction
-
 import numpy as np
 
 from megatron_sts.errors import ConfigError, DataError
@@ -41,11 +38,6 @@ class StepSampler:
             samples.extend(self._permutation(epoch)[offset : offset + taken].tolist())
             position += taken
         return samples
-
-    def steps_in(self, epochs: float) -> int:
-        """Whole steps in a number of epochs, at least one."""
-        # The decimal number as it was written: 0.29 of 100 samples are 29 samples, not 28.999999999999996.
-        return max(1, math.floor(Fraction(repr(float(epochs))) * self.count / self.global_batch))
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:

@@ -1,15 +1,17 @@
 """Builds the model chunks of this rank, freezes what a stage does not train, and wraps them for data parallelism."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
 
 from megatron_sts.config import LanguageArchitecture, Recipe
+from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.initialize import initialize_fresh
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.projector import Projector
@@ -55,6 +57,7 @@ def _build_chunk(
         pg_collection=groups,
         vp_stage=stage,
     )
+    gpt.decoder.layers[-1].ends_chunk = True
     if not first:
         return MultimodalModel(config, gpt, groups)
     dtype = PARAMETER_DTYPES[recipe.precision]
@@ -91,15 +94,19 @@ def freeze(chunks: list[MultimodalModel], trains: tuple[str, ...]) -> None:
             module = getattr(chunk, part)
             if module is not None:
                 module.requires_grad_(part in trains)
+        if chunk.vision is not None:
+            chunk.vision.freeze_unused()
 
 
-def wrap(
-    chunks: list[MultimodalModel], recipe: Recipe, groups: ProcessGroupCollection
-) -> list[DistributedDataParallel]:
+def wrap(chunks: list[MultimodalModel], recipe: Recipe, groups: ProcessGroupCollection) -> list[SkippingDataParallel]:
     """The chunks under megatron-core's DistributedDataParallel, ready for its schedules and optimiser."""
+    parallel = recipe.parallel
     config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=recipe.optimizer.distributed,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        bucket_size=parallel.bucket_parameters,
         check_for_nan_in_grad=False,
     )
     wrapped = []
@@ -108,7 +115,9 @@ def wrap(
         if recipe.precision == "bf16":
             # Casts between bf16 activations and fp32 losses at the first and last stage.
             module = Float16Module(chunk.config, chunk)
-        wrapped.append(
-            DistributedDataParallel(chunk.config, config, module, disable_bucketing=number > 0, pg_collection=groups)
-        )
+        ddp = SkippingDataParallel(chunk.config, config, module, disable_bucketing=number > 0, pg_collection=groups)
+        if parallel.overlap_param_gather:
+            for layer in chunk.language.decoder.layers:
+                layer.when_skipped = partial(ddp.gather_weights_of, layer)
+        wrapped.append(ddp)
     return wrapped

@@ -88,31 +88,33 @@ class MultimodalModel(MegatronModule):
         start, end = 0, length
         if self.config.sequence_parallel:
             start, end = own_chunk(length, self.pg_collection.tp.rank(), self.pg_collection.tp.size())
-        visual = None
+        features = None
         if batch.pixels is not None:
             assert batch.visual_tokens == self._plan.visual_tokens
             rows = visual_rows(batch.image_rows, batch.image_starts, self._plan.kept_tokens, start, end)
             features = self._features(batch.pixels)
             if rows.image.numel():
-                visual = merge(text, self.projector(features[rows.image, rows.token]), rows)
-        if visual is not None:
-            return visual
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.projector.parameters()):
+                return merge(text, self.projector(features[rows.image, rows.token]), rows)
+        if torch.is_grad_enabled() and (_is_trained(self.projector) or _is_trained(self.vision)):
             # No visual token here: one row weighted with zero, so that every gradient arrives everywhere.
-            return text + 0.0 * self.projector(self._one_row()).sum()
+            return text + 0.0 * self.projector(self._one_row(features)).sum()
         return text
 
     def _features(self, pixels: Tensor) -> Tensor:
         assert self.vision is not None
-        trained = any(parameter.requires_grad for parameter in self.vision.parameters())
         dtype = next(self.vision.parameters()).dtype
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.vision)):
             return self.vision(pixels.to(dtype))
 
-    def _one_row(self) -> Tensor:
-        assert self.projector is not None
+    def _one_row(self, features: Tensor | None) -> Tensor:
+        """Any row [1, w] that a trained tower takes part in: of the features at hand, else of a black picture."""
+        assert self.projector is not None and self.vision is not None
         weight = self.projector.linear_1.weight
-        return torch.zeros(1, weight.size(1), dtype=weight.dtype, device=weight.device)
+        if not _is_trained(self.vision):
+            return torch.zeros(1, weight.size(1), dtype=weight.dtype, device=weight.device)
+        if features is None:
+            features = self._features(torch.zeros(1, 3, *self.vision.image_shape, device=weight.device))
+        return features[0, :1]
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -129,3 +131,7 @@ class MultimodalModel(MegatronModule):
                 )
                 state |= {f"{own_prefix}{name.removeprefix(key_prefix)}": tensor for name, tensor in sharded.items()}
         return state
+
+
+def _is_trained(module: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

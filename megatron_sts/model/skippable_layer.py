@@ -1,10 +1,11 @@
 """A transformer layer that the StepPlan can skip (arXiv 2509.18150, Layer Dynamic Skipper)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
+from torch.nn import Parameter
 
 from megatron_sts.sts import StepPlan
 
@@ -16,14 +17,23 @@ class SkippableTransformerLayer(TransformerLayer):
     """
 
     skipped = False
-    copies_input = False
+    when_skipped: Callable[[], None] | None = None
+    """Called where the layer's forward pass would have been."""
+    ends_chunk = False
+    """Whether this is the last layer of a model chunk, whose output the schedules send on and free.
+
+    They may free neither the tensor that the chunk received, where it skips all its layers, nor a view of one, which
+    is what recomputation makes of a layer that returns its input: the last layer returns a copy.
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """hidden_states [s, b, h] -> ([s, b, h], context)."""
         if not self.skipped:
             return super().__call__(*args, **kwargs)
         hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        if self.copies_input:
+        if self.when_skipped is not None:
+            self.when_skipped()
+        if self.ends_chunk:
             hidden_states = hidden_states.clone()
         return hidden_states, kwargs.get("context")
 
@@ -33,10 +43,12 @@ def hand_down_plan(layers: Iterable[SkippableTransformerLayer], plan: StepPlan) 
 
     Called before the step, not per micro-batch: recomputation in the backward pass meets the same decision.
     """
-    layers = list(layers)
     for layer in layers:
         layer.skipped = (layer.layer_number - 1) in plan.skipped_layers
-    if layers:
-        # The schedules free what a stage has sent on. A stage that skips all its layers would hand on, and
-        # free, the very tensor it received.
-        layers[0].copies_input = all(layer.skipped for layer in layers)
+
+
+def parameters_of_skipped(layers: Iterable[SkippableTransformerLayer]) -> Iterator[Parameter]:
+    """The parameters that take no part in the step."""
+    for layer in layers:
+        if layer.skipped:
+            yield from layer.parameters()

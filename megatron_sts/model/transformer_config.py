@@ -60,7 +60,7 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         # With gloo and virtual stages, deallocated outputs are still being sent: wrong losses.
-        deallocate_pipeline_outputs=gpu,
+        deallocate_pipeline_outputs=gpu or not interleaved,
         # Without overlap, interleaved stages exchange wrong tensors on gloo.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,

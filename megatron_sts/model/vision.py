@@ -10,6 +10,9 @@ from transformers import AutoModel, CLIPVisionConfig, PreTrainedModel, SiglipVis
 from megatron_sts.config import VisionArchitecture
 from megatron_sts.errors import ConfigError
 
+# What CLIP and SigLIP have behind their last layer.
+_AFTER_THE_LAYERS = ("post_layernorm", "head")
+
 
 class _FeaturesReady(Exception):
     """Carries the features out of the encoder, past the layers that nobody reads."""
@@ -27,12 +30,22 @@ class VisionTower(torch.nn.Module):
     def __init__(self, encoder: PreTrainedModel, vision: VisionArchitecture):
         super().__init__()
         self.encoder = encoder
+        self.image_shape = (vision.image_size, vision.image_size)
         self._drop_class_token = vision.feature_select == "default"
+        self._used_layers = vision.used_layers
         layers = _layers(encoder)
         if vision.used_layers == 0:
             layers[0].register_forward_pre_hook(self._stop_before, with_kwargs=True)
         else:
             layers[vision.used_layers - 1].register_forward_hook(self._stop)
+
+    def freeze_unused(self) -> None:
+        """Leave what lies behind the feature layer untrained: it gets no gradient, and weight decay would move it."""
+        for layer in _layers(self.encoder)[self._used_layers :]:
+            layer.requires_grad_(False)
+        for name, part in self.encoder.named_modules():
+            if name.rpartition(".")[2] in _AFTER_THE_LAYERS:
+                part.requires_grad_(False)
 
     @staticmethod
     def _stop(module: torch.nn.Module, inputs: Any, output: Any) -> None:

@@ -5,11 +5,13 @@ counterpart here, once, before anything is built; nowhere else does this project
 which code of megatron-core needs it. On a GPU nothing is patched.
 """
 
+import contextlib
 import functools
 import logging
 import os
 import queue
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +51,26 @@ def prepare_device() -> torch.device:
 def backend() -> str:
     """The collective backend that goes with the device."""
     return "nccl" if has_gpu() else "gloo"
+
+
+def device_name() -> str:
+    """The model of the device, for a table of measurements."""
+    return torch.cuda.get_device_name() if has_gpu() else f"CPU, {torch.get_num_threads()} thread(s) a rank"
+
+
+def synchronize() -> None:
+    """Wait for what the device was given to do."""
+    if has_gpu():
+        torch.cuda.synchronize()
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory_bytes` begin anew. Does nothing on a CPU whose kernel does not offer it (outside Linux)."""
+    if has_gpu():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_bytes() -> int:

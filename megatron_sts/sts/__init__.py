@@ -1,22 +1,36 @@
 """The Sparse Training Scheme as pure functions: no torch, no megatron-core.
 
-schedule.py  skip probabilities p_l(e) and the number of visual tokens kept
-plan.py      the StepPlan: what one training step skips and keeps
-flops.py     FLOPs per part of the model, dense and executed
+schedule.py     skip probabilities p_l(e) and the number of visual tokens kept
+independent.py  which layers a step skips: one draw per layer, as in the paper
+balanced.py     which layers a step skips: the same number of every group, so that pipeline stages stay even
+groups.py       the groups of balanced selection, resolved once per run
+plan.py         the StepPlan: what one training step skips and keeps
+flops.py        FLOPs per part of the model, dense and executed
+steps.py        how many steps a stage has
+simulation.py   how long a step takes in a pipeline
 """
 
 from megatron_sts.sts.flops import ModelSizes, StepFlops, step_flops
+from megatron_sts.sts.groups import group_sizes, resolve_skip_groups
 from megatron_sts.sts.plan import StagePlanner, StepPlan, full_plan
 from megatron_sts.sts.schedule import kept_visual_tokens, skip_probabilities, uniform_indices
+from megatron_sts.sts.simulation import PipelineSchedule, StepTime
+from megatron_sts.sts.steps import check_sample_count, stage_steps
 
 __all__ = [
     "ModelSizes",
+    "PipelineSchedule",
     "StagePlanner",
     "StepFlops",
     "StepPlan",
+    "StepTime",
+    "check_sample_count",
     "full_plan",
+    "group_sizes",
     "kept_visual_tokens",
+    "resolve_skip_groups",
     "skip_probabilities",
+    "stage_steps",
     "step_flops",
     "uniform_indices",
 ]

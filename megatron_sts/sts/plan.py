@@ -1,15 +1,17 @@
 """The StepPlan: what one training step skips and keeps, a pure function of (recipe, stage, step).
 
-Contract: every rank computes the plan by itself and nobody sends it, so it may depend on nothing but the
+Contract: every rank computes the plan by itself and nobody sends it, so it may depend on nothing but the resolved
 recipe, the stage and the step: not on the rank, the layout or what was drawn before.
 """
 
-import hashlib
-import random
 from dataclasses import dataclass
+from typing import Protocol
 
 from megatron_sts.config import Recipe, StageConfig
-from megatron_sts.sts.schedule import kept_visual_tokens, skip_probabilities, uniform_indices
+from megatron_sts.sts.balanced import BalancedSelection
+from megatron_sts.sts.groups import skippable_layers
+from megatron_sts.sts.independent import IndependentSelection
+from megatron_sts.sts.schedule import decay, kept_visual_tokens, peak_probabilities, uniform_indices
 
 
 @dataclass(frozen=True)
@@ -37,25 +39,54 @@ def full_plan(visual_tokens: int, step: int = 0) -> StepPlan:
     return StepPlan(step, frozenset(), tuple(range(visual_tokens)), visual_tokens)
 
 
-def _stream(seed: int, stage: str, step: int, purpose: str) -> random.Random:
-    """A random stream of its own for each (seed, stage, step, purpose), the same on every machine."""
-    text = f"{seed}/{stage}/{step}/{purpose}".encode()
-    return random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
+class LayerSelection(Protocol):
+    """Which layers a 0-based step skips, and with what probability each."""
+
+    def probabilities(self, step: int) -> tuple[float, ...]:
+        """The probability of each layer to be skipped."""
+        ...
+
+    def skipped(self, step: int) -> frozenset[int]:
+        """The layers that are skipped."""
+        ...
 
 
 class StagePlanner:
     """Gives the StepPlan of any step of one stage; holds no state that a step changes."""
 
     def __init__(self, recipe: Recipe, stage: StageConfig, total_steps: int, steps_per_epoch: float):
-        """`total_steps` of the stage; `steps_per_epoch` may be fractional (samples / global batch)."""
+        """`total_steps` of the stage; `steps_per_epoch` may be fractional (samples / global batch).
+
+        Groups of layers that the recipe leaves open are those of its layout: see `resolve_skip_groups`.
+        """
         assert total_steps >= 1 and steps_per_epoch > 0
-        self._seed = recipe.seed
         self._stage = stage
         self._layers = recipe.architecture.language.layers
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._total_visual_tokens = recipe.architecture.visual_tokens
         self._kept_tokens = uniform_indices(self._total_visual_tokens, self._kept_count())
+        self._selection = self._layer_selection(recipe)
+
+    def _layer_selection(self, recipe: Recipe) -> LayerSelection | None:
+        skip = self._stage.skip
+        if skip is None:
+            return None
+        most_skipped = self._layers - skip.min_layers_run
+        peaks = [
+            0.0 if layer in skip.never_skip else peak
+            for layer, peak in enumerate(peak_probabilities(self._layers, skip))
+        ]
+        if skip.selection == "balanced":
+            groups = skippable_layers(recipe, skip)
+            factors = [decay(self.progress(step), skip) for step in range(self._total_steps)]
+            return BalancedSelection(recipe.seed, self._stage.name, groups, peaks, factors, most_skipped // len(groups))
+
+        def probabilities(step: int) -> tuple[float, ...]:
+            factor = decay(self.progress(step), skip)
+            return tuple(factor * peak for peak in peaks)
+
+        return IndependentSelection(recipe.seed, self._stage.name, probabilities, most_skipped)
 
     def _kept_count(self) -> int:
         compress = self._stage.compress
@@ -76,18 +107,12 @@ class StagePlanner:
 
     def skip_probabilities(self, step: int) -> tuple[float, ...]:
         """Probability of each layer to be skipped in a step; zeros where the stage has no `skip`."""
-        skip = self._stage.skip
-        if skip is None:
-            return (0.0,) * self._layers
-        return skip_probabilities(self._layers, self.progress(step), skip.alpha, skip.epsilon)
+        return (0.0,) * self._layers if self._selection is None else self._selection.probabilities(step)
 
     def plan(self, step: int) -> StepPlan:
         """The plan of a 0-based step of the stage."""
         assert 0 <= step < self._total_steps
-        draws = _stream(self._seed, self._stage.name, step, "skip")
-        skipped = frozenset(
-            layer for layer, probability in enumerate(self.skip_probabilities(step)) if draws.random() < probability
-        )
+        skipped = frozenset() if self._selection is None else self._selection.skipped(step)
         return StepPlan(step, skipped, self._kept_tokens, self._total_visual_tokens)
 
     def dense_plan(self, step: int) -> StepPlan:

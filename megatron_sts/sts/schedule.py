@@ -2,38 +2,53 @@
 
 import math
 
+from megatron_sts.config import SkipConfig, probability_problem
 from megatron_sts.errors import ConfigError
 
 
-def check_skip_probabilities(alpha: float, epsilon: float) -> None:
-    """Raise ConfigError unless p_l(e) is a probability for every layer and every progress."""
-    if not 0.0 <= alpha <= 1.0:
-        raise ConfigError(f"skip.alpha is {alpha:g}; it is the mean skip probability at the start, from 0 to 1")
-    if not -1.0 <= epsilon <= 1.0:
-        raise ConfigError(f"skip.epsilon is {epsilon:g}; it tilts the probability over depth, from -1 to 1")
-    largest = alpha * (1.0 + abs(epsilon))
-    if largest > 1.0 + 1e-12:
-        raise ConfigError(
-            f"skip.alpha {alpha:g} with skip.epsilon {epsilon:g} gives a layer the skip probability {largest:g}, "
-            f"above 1; lower skip.alpha to at most {1.0 / (1.0 + abs(epsilon)):.4g}"
-        )
+def skip_probabilities(layers: int, progress: float, skip: SkipConfig) -> tuple[float, ...]:
+    """Skip probability of each layer at a progress e / E in [0, 1], before layers are exempted or balanced.
 
-
-def skip_probabilities(layers: int, progress: float, alpha: float, epsilon: float) -> tuple[float, ...]:
-    """Skip probability of each layer at a progress in [0, 1] (arXiv 2509.18150, Layer Dynamic Skipper).
-
-    p_l(e) = alpha * ((E - e) / E)^2 * (1 + epsilon * (2 l - (L - 1)) / (L - 1)) with l = 0 .. L-1 and
-    `progress` = e / E. The depth factor averages to 1; with a single layer it is 1.
+    The product of `peak_probabilities` and `decay`; with schedule `sts` (arXiv 2509.18150, Layer Dynamic Skipper):
+    p_l(e) = alpha * ((E - e) / E)^2 * (1 + epsilon * (2 l - (L - 1)) / (L - 1)) with l = 0 .. L-1.
 
     Raises ConfigError where alpha and epsilon do not give probabilities.
     """
-    check_skip_probabilities(alpha, epsilon)
-    assert layers >= 1 and 0.0 <= progress <= 1.0
-    decay = alpha * (1.0 - progress) ** 2
+    factor = decay(progress, skip)
+    return tuple(factor * peak for peak in peak_probabilities(layers, skip))
+
+
+def peak_probabilities(layers: int, skip: SkipConfig) -> tuple[float, ...]:
+    """The highest skip probability of each layer over a stage; they average to alpha.
+
+    `sts` and `constant`: alpha * (1 + epsilon * (2 l - (L - 1)) / (L - 1)), with a single layer alpha. `pld`:
+    alpha * 2 (l + 1) / (L + 1), the linear depth profile of progressive layer drop (arXiv 2010.13369).
+    Raises ConfigError where alpha and epsilon do not give probabilities.
+    """
+    assert layers >= 1
+    problem = probability_problem(skip, layers)
+    if problem is not None:
+        raise ConfigError(f"skip.{problem}")
+    if skip.schedule == "pld":
+        return tuple(skip.alpha * 2 * (layer + 1) / (layers + 1) for layer in range(layers))
     if layers == 1:
-        return (decay,)
-    depth = (1.0 + epsilon * (2 * layer - (layers - 1)) / (layers - 1) for layer in range(layers))
-    return tuple(min(1.0, max(0.0, decay * factor)) for factor in depth)
+        return (skip.alpha,)
+    depth = (1.0 + skip.epsilon * (2 * layer - (layers - 1)) / (layers - 1) for layer in range(layers))
+    return tuple(min(1.0, max(0.0, skip.alpha * factor)) for factor in depth)
+
+
+def decay(progress: float, skip: SkipConfig) -> float:
+    """Share of its highest value that every skip probability has at a progress in [0, 1].
+
+    `sts`: (1 - progress)^2. `constant`: 1. `pld`: 1 - exp(-gamma t) with gamma t = 100 progress: progressive layer
+    drop starts with all layers and soon reaches its rate (arXiv 2010.13369).
+    """
+    assert 0.0 <= progress <= 1.0
+    if skip.schedule == "constant":
+        return 1.0
+    if skip.schedule == "pld":
+        return -math.expm1(-100.0 * progress)
+    return (1.0 - progress) ** 2
 
 
 def kept_visual_tokens(visual_tokens: int, keep_ratio: float) -> int:

@@ -13,13 +13,12 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
-from megatron_sts.config import RUN_FILE, Recipe, Run, difference, write_run
+from megatron_sts.config import Recipe, Run, checkpoint_path, checkpoints_of_stage, difference, write_run
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.train.optimizer import StageOptimizer
 
 _PARTIAL = ".partial"
-_STEP_DIGITS = 8
 
 # What a resumed run may change; anything else would not be the same training.
 _MAY_CHANGE = (
@@ -36,17 +35,6 @@ _MAY_CHANGE = (
 _STAGE_MAY_CHANGE = ("data.train", "data.images", "data.workers", "data.samples", "data.text_tokens", "batch.micro")
 
 
-def checkpoint_root(recipe: Recipe) -> Path:
-    """The directory that holds a run's checkpoints."""
-    return recipe.output_dir / "checkpoints"
-
-
-def checkpoints_of_stage(recipe: Recipe, stage: str) -> list[Path]:
-    """Complete checkpoints of a stage, oldest first."""
-    found = checkpoint_root(recipe).glob(f"{stage}-" + "[0-9]" * _STEP_DIGITS)
-    return sorted(path for path in found if (path / RUN_FILE).is_file())
-
-
 def save_checkpoint(
     recipe: Recipe, stage: str, step: int, chunks: list[MultimodalModel], optimizer: StageOptimizer | None
 ) -> Path:
@@ -54,7 +42,7 @@ def save_checkpoint(
 
     `optimizer` None leaves its state out: the end of a run's last stage, or a starting point.
     """
-    final = checkpoint_root(recipe) / f"{stage}-{step:0{_STEP_DIGITS}d}"
+    final = checkpoint_path(recipe, stage, step)
     partial = final.with_name(final.name + _PARTIAL)
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)

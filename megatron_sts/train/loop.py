@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sts.config import Recipe, StageConfig, read_run
+from megatron_sts.config import Recipe, StageConfig, checkpoints_of_stage, read_run
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.build import build_chunks, freeze, wrap
 from megatron_sts.model.mllm import MultimodalModel
@@ -12,7 +12,6 @@ from megatron_sts.parallel.groups import Place, group_collection
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.checkpoint import (
     check_resumable,
-    checkpoints_of_stage,
     load_checkpoint,
     save_checkpoint,
 )
@@ -86,6 +85,7 @@ def train_stage(recipe: Recipe, stage: StageConfig, data: StageData, start: Star
                 )
             done, every = step + 1, recipe.checkpoint.every_steps
             if done == data.total_steps or (every is not None and done % every == 0):
+                parts.step.gather_weights()
                 path = save_checkpoint(recipe, stage.name, done, parts.chunks, parts.optimizer)
                 progress.say(f"{stage.name} {done}/{data.total_steps} | checkpoint {path}")
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -15,6 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
 
 from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.device import has_gpu
 from megatron_sts.train.adam import SharedStepAdamW
@@ -39,9 +39,10 @@ class StageOptimizer:
         stage: StageConfig,
         total_steps: int,
         chunks: list[MultimodalModel],
-        wrapped: list[DistributedDataParallel],
+        wrapped: list[SkippingDataParallel],
     ):
         self._clip_grad = recipe.optimizer.clip_grad
+        self.freezes_skipped = stage.skip is None or stage.skip.parameters == "frozen"
         self.inner = _build(recipe, stage, wrapped)
         self._parameters_by_layer = _parameters_by_layer(self.inner, chunks)
         self._group_rates = [{name: group[name] for name in _GROUP_RATES} for group in self.inner.param_groups]
@@ -71,8 +72,8 @@ class StageOptimizer:
     def update(self, skipped_layers: frozenset[int]) -> UpdateResult:
         """Update from the reduced gradients; every rank takes the same decision.
 
-        Weights and moments of the skipped layers (0-based) stay bitwise as they are. Where the gradient norm is
-        not finite nothing is changed.
+        Weights and moments of the skipped layers (0-based) stay bitwise as they are, or with `skip.parameters:
+        momentum` move as under a gradient of zero. Where the gradient norm is not finite nothing is changed.
         """
         self.inner.prepare_grads()
         grad_norm = float(self.inner.get_grad_norm())
@@ -82,7 +83,7 @@ class StageOptimizer:
                 for optimizer in self.inner.chained_optimizers:
                     if parameters := optimizer.get_parameters():
                         clip_grad_by_total_norm_fp32(parameters, self._clip_grad, grad_norm)
-            for layer in skipped_layers:
+            for layer in skipped_layers if self.freezes_skipped else ():
                 # Without a gradient an optimiser passes a parameter over; a gradient of zero would still move it.
                 for parameter in self._parameters_by_layer.get(layer, ()):
                     parameter.grad = None
@@ -109,7 +110,7 @@ class StageOptimizer:
         self._scheduler.step(step + 1)
 
 
-def _build(recipe: Recipe, stage: StageConfig, wrapped: list[DistributedDataParallel]) -> ChainedOptimizer:
+def _build(recipe: Recipe, stage: StageConfig, wrapped: list[SkippingDataParallel]) -> ChainedOptimizer:
     settings, rates = recipe.optimizer, stage.learning_rate.rates
     highest = max(rates.values())
     minimum_ratio = stage.learning_rate_schedule.minimum_ratio
@@ -126,6 +127,7 @@ def _build(recipe: Recipe, stage: StageConfig, wrapped: list[DistributedDataPara
         bf16=recipe.precision == "bf16",
         params_dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
         use_distributed_optimizer=settings.distributed,
+        overlap_param_gather=recipe.parallel.overlap_param_gather,
     )
     overrides = get_standard_config_overrides(config)
     for part, rate in rates.items():

@@ -23,7 +23,7 @@ from megatron_sts.data import (
 from megatron_sts.errors import ConfigError, MegatronStsError
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import padded_length
-from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, step_flops
+from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
 
 _CACHED_PIXELS_BYTES = 1 << 30
 
@@ -54,18 +54,13 @@ class StageData:
         self._template = TEMPLATES[stage.data.template]
         self.samples = read_llava_json(stage.data.train)
         self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed)
-        self.total_steps = stage.steps if stage.steps is not None else self.sampler.steps_in(stage.epochs or 0.0)
+        self.total_steps = stage_steps(stage, len(self.samples))
         self.planner = StagePlanner(recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size)
         self.index = _on_rank_zero_first(self._measure)
 
     def _measure(self) -> SampleIndex:
         stage, planner = self._stage, self.planner
-        expected = stage.data.samples
-        if expected is not None and expected != len(self.samples):
-            raise ConfigError(
-                f"stages.{stage.name}.data.samples is {expected}, but {stage.data.train} holds {len(self.samples)} "
-                "records; correct it or remove it"
-            )
+        check_sample_count(stage, len(self.samples))
         return prepare_index(
             self._recipe.output_dir / "index" / f"{stage.name}.npz",
             stage.data.train,

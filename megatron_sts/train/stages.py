@@ -2,10 +2,10 @@
 
 import gc
 
-from megatron_sts.config import Recipe, check_world, read_run, resolved_yaml
+from megatron_sts.config import Recipe, check_world, checkpoint_root, newest_run, read_run, resolved_yaml
 from megatron_sts.errors import CheckpointError
 from megatron_sts.parallel.groups import start_groups, stop_groups, world_size_of_environment
-from megatron_sts.train.checkpoint import checkpoint_root
+from megatron_sts.sts import resolve_skip_groups
 from megatron_sts.train.loop import find_start, train_stage
 from megatron_sts.train.stage_data import StageData
 
@@ -19,6 +19,8 @@ def train(recipe: Recipe, only_stage: str | None = None) -> None:
     data and the checkpoints; on an error no rank is left waiting.
     """
     check_world(recipe, world_size_of_environment())
+    earlier = newest_run(recipe)
+    recipe = resolve_skip_groups(recipe, earlier.recipe if earlier is not None else None)
     numbers = [n for n, stage in enumerate(recipe.stages) if only_stage in (None, stage.name)]
     if only_stage is not None:
         recipe.stage(only_stage)

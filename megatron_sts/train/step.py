@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_sts.data import IGNORED_LABEL, Batch
+from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.model.skippable_layer import parameters_of_skipped
 from megatron_sts.parallel.groups import Place
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.optimizer import StageOptimizer
@@ -38,7 +40,7 @@ class TrainStep:
     def __init__(
         self,
         chunks: list[MultimodalModel],
-        wrapped: list[DistributedDataParallel],
+        wrapped: list[SkippingDataParallel],
         optimizer: StageOptimizer,
         place: Place,
     ):
@@ -47,9 +49,12 @@ class TrainStep:
         self._optimizer = optimizer
         self._place = place
         config = chunks[0].config
+        no_sync = [ddp.no_sync for ddp in wrapped]
         for chunk in chunks:
             chunk.config.finalize_model_grads_func = finalize_model_grads
             chunk.config.grad_scale_func = optimizer.inner.scale_loss
+            # Gradients are complete, and may be sent, in the last micro-batch alone.
+            chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self._forward_backward = get_forward_backward_func(
             config.pipeline_model_parallel_size, config.virtual_pipeline_model_parallel_size
         )
@@ -76,7 +81,7 @@ class TrainStep:
                 # A frozen tower is an encoder in evaluation mode; CLIP and SigLIP have no dropout to train with.
                 chunk.vision.eval()
             chunk.set_plan(plan)
-            wrapped.zero_grad_buffer()
+            wrapped.begin_step(parameters_of_skipped(chunk.language.decoder.layers), self._optimizer.freezes_skipped)
         self._optimizer.zero_grad()
         device = torch.cuda.current_device()
         held = [None] * micro_batches if batches is None else [_on_device(batch, device) for batch in batches]
@@ -92,6 +97,11 @@ class TrainStep:
             forward_only=False,
         )
         return self._sum_losses(losses)
+
+    def gather_weights(self) -> None:
+        """Make this rank's weights whole where their gathering was left to the next forward pass."""
+        for ddp in self._wrapped:
+            ddp.gather_weights()
 
     def _sum_losses(self, losses: list[dict[str, Tensor]]) -> tuple[float, int]:
         """Mean loss and supervised tokens over the global batch, known to every rank."""
@@ -113,7 +123,7 @@ def _on_device(batch: Batch, device: Any) -> Batch:
     return replace(batch, **moved)
 
 
-def _forward_step(batches: Iterator[Batch | None], model: DistributedDataParallel) -> tuple[Tensor, Any]:
+def _forward_step(batches: Iterator[Batch | None], model: SkippingDataParallel) -> tuple[Tensor, Any]:
     """megatron-core's forward step: (output, function from output to (loss sum, tokens, figures))."""
     batch = next(batches)
     if batch is None:

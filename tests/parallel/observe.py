@@ -64,6 +64,7 @@ def _observe_rank(recipe: Recipe, stage_name: str, steps: int) -> dict[str, Any]
         result["losses"].append(done.loss)
         result["grad_norms"].append(done.grad_norm)
         result["skipped"].append(sorted(plan.skipped_layers))
+    parts.step.gather_weights()
     result["weights"] = _pieces(parts.chunks, gradients=False)
     return result
 

@@ -16,7 +16,7 @@ import pytest
 from tests.parallel.observe import Observation, observe
 from tests.tiny import tiny_recipe
 
-STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4}, "tune__compress": {"keep_ratio": 0.5}}
+STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4, "selection": "independent"}, "tune__compress": {"keep_ratio": 0.5}}
 SMOOTH = {"optimizer": {"epsilon": 1e-2}}
 LAYOUTS = {
     "tp2": (2, {"tensor": 2}),

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import Recipe, checkpoint_root
 from megatron_sts.errors import CheckpointError
 from megatron_sts.parallel.groups import start_groups
-from megatron_sts.train.checkpoint import checkpoint_root
 from megatron_sts.train.loop import find_start, prepare_stage
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.stages import train

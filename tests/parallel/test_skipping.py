@@ -17,6 +17,8 @@ from tests.parallel.observe import observe
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_parameters": 3000}
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,6 +56,7 @@ def _step_with_layers_skipped(recipe: Recipe, skipped: list[frozenset[int]]) -> 
         plan = StepPlan(step, skipped[step], full.kept_tokens, full.total_visual_tokens)
         result = parts.step.run(plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
         assert np.isfinite(result.grad_norm) and not result.dropped
+        parts.step.gather_weights()
         states.append(_state_by_layer(parts))
     return states
 
@@ -68,7 +71,10 @@ def _step_with_layers_skipped(recipe: Recipe, skipped: list[frozenset[int]]) -> 
         (2, {"optimizer": {"distributed": True, "weight_decay": 0.1}}),
         (2, {"precision": "bf16", "optimizer": {"distributed": True}}),
         (2, {"parallel": {"tensor": 2, "sequence_parallel": True}}),
+        (2, {"precision": "bf16", "optimizer": {"distributed": True}, "parallel": OVERLAP}),
         (2, {"parallel": {"pipeline": 2}}),
+        # Outputs sent on are freed: a middle stage that skips its only layer must not free what it received.
+        (4, {"parallel": {"pipeline": 4}}),
         (2, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "recompute": "full"}),
     ],
     ids=[
@@ -79,13 +85,15 @@ def _step_with_layers_skipped(recipe: Recipe, skipped: list[frozenset[int]]) -> 
         "dp2_distributed",
         "dp2_bf16_distributed",
         "tp2_sp",
+        "dp2_bf16_distributed_overlap",
         "pp2",
+        "pp4",
         "pp2_vp2_recompute",
     ],
 )
 def test_weights_and_moments_of_skipped_layers_are_bitwise_unchanged(root, ranks, changes):
-    # The first step skips too; the third skips a whole pipeline stage.
-    skipped = [frozenset({1, 3}), frozenset(), frozenset({2, 3}), frozenset({0})]
+    # The first step skips too; the third and the fourth skip a whole pipeline stage, once the one that sends.
+    skipped = [frozenset({1, 3}), frozenset(), frozenset({2, 3}), frozenset({0, 1})]
     recipe = tiny_recipe(root, **changes)
     for states in run_ranks(ranks, _step_with_layers_skipped, recipe, skipped):
         for before, after, layers in zip(states, states[1:], skipped, strict=False):
@@ -93,6 +101,20 @@ def test_weights_and_moments_of_skipped_layers_are_bitwise_unchanged(root, ranks
                 # Shards of the distributed optimiser may be empty on a rank.
                 same = all(np.array_equal(one, two) for one, two in zip(held, after[layer], strict=False))
                 assert same == (layer in layers) or all(array.size == 0 for array in held), (layer, layers)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_with_momentum_skipped_layers_move_as_under_a_gradient_of_zero(root, kind):
+    skip = {"alpha": 0.5, "selection": "independent", "parameters": "momentum"}
+    recipe = tiny_recipe(root, optimizer={"kind": kind}, tune__skip=skip)
+    _, before, after = run_ranks(1, _step_with_layers_skipped, recipe, [frozenset(), frozenset({1})])[0]
+    # Per parameter: the model's tensor, the one that is stepped (here the same), then its moments.
+    each = 4 if kind == "adam" else 3
+    for start in range(0, len(before[1]), each):
+        weights, first_moment = before[1][start], before[1][start + 2]
+        # Adam: beta1 = 0.9 times the first moment; SGD: 0.9 times the momentum. No gradient is added to it.
+        np.testing.assert_allclose(after[1][start + 2], 0.9 * first_moment, rtol=1e-6)
+        assert np.any(weights != after[1][start])
 
 
 def test_zero_sparsity_is_plain_training_to_the_bit(root):

@@ -182,8 +182,38 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         [
             "stages.tune.skip.alpha is 0.8 with epsilon 0.5: alpha * (1 + |epsilon|) = 1.2 is above 1",
             "arXiv 2509.18150",
-            "the largest alpha with this epsilon is 0.6666",
+            "the largest alpha here is 0.6666",
         ],
+    ),
+    (
+        "check_skip",
+        ["stages.tune.skip.never_skip=[0,8]"],
+        ["stages.tune.skip.never_skip names [8], but layers are numbered 0 to 7"],
+    ),
+    (
+        "check_skip",
+        ["stages.tune.skip.min_layers_run=9"],
+        ["stages.tune.skip.min_layers_run is 9, but the language model has 8 layers"],
+    ),
+    (
+        "check_skip",
+        ["stages.tune.skip.selection=balanced", "stages.tune.skip.skip_groups=3"],
+        ["stages.tune.skip.skip_groups is 3, which does not divide the 8 layers"],
+    ),
+    (
+        "check_skip",
+        ["stages.tune.skip.selection=balanced", "stages.tune.skip.skip_groups=[4,3]"],
+        ["stages.tune.skip.skip_groups is [4, 3], which sums to 7", "8 layers"],
+    ),
+    (
+        "check_skip",
+        ["stages.tune.skip.selection=independent", "stages.tune.skip.skip_groups=2"],
+        ["stages.tune.skip.skip_groups is given with selection 'independent'; remove it"],
+    ),
+    (
+        "check_optimizer",
+        ["parallel.overlap_param_gather=true"],
+        ["parallel.overlap_param_gather is true, but optimizer.distributed is false"],
     ),
     (
         "check_compress",

@@ -34,7 +34,7 @@ def test_an_unknown_key_gets_the_nearest_one_and_all_valid_ones(write: Write, re
     path = write(recipe_values)
     message = error_of(path)
     assert f"unknown key 'stages.tune.skip.alhpa' in {path}; did you mean 'alpha'?" in message
-    assert "valid keys here: alpha, epsilon, progress, selection" in message
+    assert "valid keys here: alpha, epsilon, progress, schedule, selection, skip_groups, never_skip" in message
     assert f"'stages.tune.skip.alpha' is missing in {path}; add it: Mean skip probability" in message
 
 
@@ -72,7 +72,7 @@ def test_unknown_keys_are_found_at_every_depth(write: Write, recipe_values: dict
         ("stages.align.compress.keep_ratio=0", "is 0; it should be greater than 0"),
         ("stages.align.compress.keep_ratio=1.1", "is 1.1; it should be less than or equal to 1"),
         ("stages.align.compress.keep_tokens=0", "is 0; it should be greater than or equal to 1"),
-        ("stages.tune.skip.selection=balanced", "is \"balanced\"; it should be 'independent'"),
+        ("stages.tune.skip.selection=even", "is \"even\"; it should be 'independent' or 'balanced'"),
         ("stages.align.batch=null", "is null; it should be a block of keys"),
         ("stages.align.learning_rate.projector=0", "is 0; it should be greater than 0"),
     ],

@@ -22,6 +22,9 @@ def test_a_recipe_has_the_documented_defaults(load: Callable[..., Recipe]) -> No
         "context": 1,
         "sequence_parallel": False,
         "layers_per_stage": None,
+        "overlap_grad_reduce": False,
+        "overlap_param_gather": False,
+        "bucket_parameters": None,
     }
     assert (recipe.optimizer.kind, recipe.optimizer.beta2, recipe.optimizer.clip_grad) == ("adam", 0.999, 1.0)
     assert (recipe.checkpoint.every_steps, recipe.checkpoint.keep_last) == (None, 2)
@@ -29,7 +32,7 @@ def test_a_recipe_has_the_documented_defaults(load: Callable[..., Recipe]) -> No
     assert (align.data.template, align.data.max_tokens, align.data.system_prompt) == ("vicuna_v1", 2048, None)
     assert (align.learning_rate_schedule.decay, align.learning_rate_schedule.warmup_ratio) == ("cosine", 0.03)
     assert align.skip is None and tune.compress is None
-    assert tune.skip is not None and (tune.skip.progress, tune.skip.selection) == ("step", "independent")
+    assert tune.skip is not None and (tune.skip.progress, tune.skip.selection) == ("step", "balanced")
 
 
 def test_compression_without_an_amount_keeps_half() -> None:

@@ -44,21 +44,6 @@ def test_the_order_is_the_one_of_earlier_releases() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("count", "global_batch", "epochs", "steps"),
-    [
-        (100, 8, 1.0, 12),
-        (100, 10, 1, 10),
-        (100, 1, 0.29, 29),
-        (10, 4, 2.0, 5),
-        (3, 8, 1.0, 1),
-        (10, 3, 0.01, 1),
-    ],
-)
-def test_steps_are_whole_and_at_least_one(count: int, global_batch: int, epochs: float, steps: int) -> None:
-    assert StepSampler(count, global_batch, seed=0).steps_in(epochs) == steps
-
-
 def test_without_samples_there_is_nothing_to_train_on() -> None:
     with pytest.raises(DataError, match=r"data\.train: holds no sample"):
         StepSampler(count=0, global_batch=1, seed=0)

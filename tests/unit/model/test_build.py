@@ -1,4 +1,4 @@
-"""Shows that a stage leaves gradients on for exactly the parts it trains."""
+"""Shows that a stage leaves gradients on for exactly the parts it trains, of the tower as far as it is used."""
 
 from megatron_sts.config import Recipe
 from megatron_sts.model.build import build_chunks, freeze
@@ -17,7 +17,11 @@ def _trained(recipe: Recipe, choices: list[tuple[str, ...]]) -> list[set[str]]:
         parts: dict[str, set[bool]] = {}
         for chunk in chunks:
             for name, parameter in chunk.named_parameters():
-                parts.setdefault(name.split(".")[0], set()).add(parameter.requires_grad)
+                # The tiny tower's features are taken before its second layer.
+                unused = "encoder.layers.1." in name or "post_layernorm" in name
+                part = "unused" if name.startswith("vision.") and unused else name.split(".")[0]
+                parts.setdefault(part, set()).add(parameter.requires_grad)
+        assert parts.pop("unused", {False}) == {False}
         assert all(len(states) == 1 for states in parts.values())
         found.append({part for part, states in parts.items() if states == {True}})
     return found

@@ -106,21 +106,24 @@ def test_chunk_that_skips_all_its_layers_returns_a_tensor_of_its_own(tmp_path):
     run_ranks(1, _whole_chunk, tiny_recipe(tmp_path))
 
 
-def _skipped_on_rank(recipe: Recipe) -> list[tuple[list[bool], bool]]:
+def _skipped_on_rank(recipe: Recipe) -> list[tuple[list[bool], list[bool]]]:
     start_groups(recipe.parallel, recipe.seed)
     chunks = build_chunks(recipe, group_collection(), draw_weights=False)
     for chunk in chunks:
         hand_down_plan(chunk.language.decoder.layers, _plan(0, 1, 3))
     found = [chunk.language.decoder.layers for chunk in chunks]
-    return [([layer.skipped for layer in layers], layers[0].copies_input) for layers in found]
+    return [([layer.skipped for layer in layers], [layer.ends_chunk for layer in layers]) for layers in found]
 
 
 def test_plan_counts_layers_over_all_stages(tmp_path):
     recipe = tiny_recipe(tmp_path, parallel={"pipeline": 2})
-    assert run_ranks(2, _skipped_on_rank, recipe) == [[([True, True], True)], [([False, True], False)]]
+    assert run_ranks(2, _skipped_on_rank, recipe) == [
+        [([True, True], [False, True])],
+        [([False, True], [False, True])],
+    ]
     interleaved = tiny_recipe(tmp_path, parallel={"pipeline": 2, "virtual_pipeline": 2})
     # Rank 0 holds layers 0 and 2, rank 1 layers 1 and 3.
     assert run_ranks(2, _skipped_on_rank, interleaved) == [
-        [([True], True), ([False], False)],
-        [([True], True), ([True], True)],
+        [([True], [True]), ([False], [True])],
+        [([True], [True]), ([True], [True])],
     ]

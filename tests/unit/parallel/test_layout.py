@@ -4,7 +4,7 @@ import pytest
 from megatron.core.transformer.enums import LayerType
 
 from megatron_sts.config import ParallelConfig
-from megatron_sts.parallel.layout import layers_of_stages, pipeline_layout
+from megatron_sts.parallel.layout import pipeline_layout
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from megatron_sts.parallel.layout import layers_of_stages, pipeline_layout
     ],
 )
 def test_layers_of_stages(parallel, stages):
-    assert layers_of_stages(8, ParallelConfig.model_validate(parallel)) == [range(*stage) for stage in stages]
+    assert ParallelConfig.model_validate(parallel).layers_of_stages(8) == [range(*stage) for stage in stages]
 
 
 def test_an_even_split_is_left_to_megatron_core():

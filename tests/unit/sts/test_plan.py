@@ -1,11 +1,12 @@
 """Shows that a plan follows from recipe, stage and step alone, and skips a layer as often as it should."""
 
+import hashlib
 import math
 
 import pytest
 
 from megatron_sts.config import Recipe
-from megatron_sts.sts import StagePlanner, full_plan
+from megatron_sts.sts import StagePlanner, full_plan, resolve_skip_groups
 from tests.tiny import ARCHITECTURE
 
 LAYERS = ARCHITECTURE["language"]["layers"]
@@ -20,6 +21,13 @@ def planner(
     steps: int = 100,
     steps_per_epoch: float = 100.0,
 ) -> StagePlanner:
+    recipe = Recipe.model_validate(planner_values(skip, compress, seed=seed, name=name, steps=steps))
+    return StagePlanner(recipe, recipe.stages[0], steps, steps_per_epoch)
+
+
+def planner_values(
+    skip: dict | None, compress: dict | None = None, *, seed: int = 1234, name: str = "tune", steps: int = 100
+) -> dict:
     stage = {
         "name": name,
         "data": {"train": "data.json"},
@@ -30,17 +38,14 @@ def planner(
         "skip": skip,
         "compress": compress,
     }
-    recipe = Recipe.model_validate(
-        {"output_dir": "run", "seed": seed, "model": {"architecture": ARCHITECTURE}, "stages": [stage]}
-    )
-    return StagePlanner(recipe, recipe.stages[0], steps, steps_per_epoch)
+    return {"output_dir": "run", "seed": seed, "model": {"architecture": ARCHITECTURE}, "stages": [stage]}
 
 
 def plans(made: StagePlanner, steps: int = 100) -> list[frozenset[int]]:
     return [made.plan(step).skipped_layers for step in range(steps)]
 
 
-SKIP = {"alpha": 0.6, "epsilon": 0.5}
+SKIP = {"alpha": 0.6, "epsilon": 0.5, "selection": "independent"}
 
 
 def test_equal_recipes_give_equal_plans_in_any_order():
@@ -59,24 +64,48 @@ def test_seeds_stages_and_steps_draw_apart():
 
 
 def test_the_draw_is_the_one_of_earlier_releases():
-    skipped = [sorted(plan) for plan in plans(planner({"alpha": 0.5, "epsilon": 0.5}), 8)]
+    skipped = [sorted(plan) for plan in plans(planner({"alpha": 0.5, "epsilon": 0.5, "selection": "independent"}), 8)]
     assert skipped == [[2, 3], [1, 2, 3], [0, 2], [1], [2, 3], [2, 3], [1, 3], [0, 1, 2, 3]]
 
 
-def test_each_layer_is_skipped_as_often_as_its_probability():
-    steps = 4000
-    made = planner(SKIP, steps=steps)
-    drawn = plans(made, steps)
-    expected = [made.skip_probabilities(step) for step in range(steps)]
+@pytest.mark.parametrize(
+    "skip",
+    [
+        SKIP,
+        SKIP | {"never_skip": [3], "min_layers_run": 3},
+        SKIP | {"min_layers_run": 2},
+        SKIP | {"schedule": "constant", "min_layers_run": 3},
+        SKIP | {"selection": "balanced", "skip_groups": 2},
+        SKIP | {"selection": "balanced", "skip_groups": [1, 3], "alpha": 0.3},
+        SKIP | {"selection": "balanced", "skip_groups": 2, "never_skip": [0], "epsilon": 0.1},
+        SKIP | {"selection": "balanced", "skip_groups": 2, "min_layers_run": 2},
+        {"alpha": 0.4, "schedule": "pld", "skip_groups": 1},
+    ],
+    ids=str,
+)
+def test_each_layer_is_skipped_as_often_as_its_probability(skip):
+    steps, runs = 1000, 4
+    hits, expected, variance = [0] * LAYERS, [0.0] * LAYERS, [0.0] * LAYERS
+    for seed in range(runs):
+        made = planner(skip, steps=steps, seed=seed)
+        for step in range(steps):
+            skipped = made.plan(step).skipped_layers
+            assert len(skipped) <= LAYERS - skip.get("min_layers_run", 0)
+            for layer, probability in enumerate(made.skip_probabilities(step)):
+                assert 0.0 <= probability <= 1.0
+                hits[layer] += layer in skipped
+                expected[layer] += probability
+                variance[layer] += probability * (1 - probability)
     for layer in range(LAYERS):
-        mean = sum(probabilities[layer] for probabilities in expected)
-        deviation = math.sqrt(sum(p[layer] * (1 - p[layer]) for p in expected))
-        assert abs(sum(layer in skipped for skipped in drawn) - mean) < 5 * deviation
+        # Systematic draws vary less than independent ones, so their bound is the wider.
+        assert abs(hits[layer] - expected[layer]) <= 5 * math.sqrt(variance[layer]) + 1e-6
+        assert layer not in skip.get("never_skip", ()) or hits[layer] == 0
 
 
 def test_layers_are_drawn_independently():
     steps = 4000
-    drawn = plans(planner({"alpha": 0.5, "progress": "epoch"}, steps=steps, steps_per_epoch=steps), steps)
+    skip = {"alpha": 0.5, "schedule": "constant", "selection": "independent"}
+    drawn = plans(planner(skip, steps=steps), steps)
     for one in range(LAYERS):
         for other in range(one):
             together = sum(one in skipped and other in skipped for skipped in drawn)
@@ -92,6 +121,38 @@ def test_alpha_zero_and_no_skip_skip_nothing():
 def test_progress_by_steps_reaches_the_end_after_the_last_step():
     made = planner(SKIP, steps=8)
     assert [made.progress(step) for step in range(8)] == [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
+
+
+HASH_RECIPE = {"alpha": 0.5, "epsilon": 0.5, "selection": "balanced"}
+
+
+def plan_hash(recipe: Recipe, steps: int) -> str:
+    made = StagePlanner(recipe, recipe.stages[0], steps, steps)
+    digest = hashlib.sha256()
+    for step in range(steps):
+        digest.update(f"{step}:{sorted(made.plan(step).skipped_layers)};".encode())
+    return digest.hexdigest()
+
+
+def deep_recipe(parallel: dict, skip: dict) -> Recipe:
+    architecture = ARCHITECTURE | {"language": ARCHITECTURE["language"] | {"layers": 16}}
+    values = planner_values(skip) | {"parallel": parallel, "model": {"architecture": architecture}}
+    return Recipe.model_validate(values)
+
+
+def test_plan_is_the_same_in_every_layout_whose_stages_are_made_of_its_groups():
+    steps = 10_000
+    layouts = [{"pipeline": pipeline} for pipeline in (1, 2, 4, 8)]
+    layouts += [{"tensor": 2, "pipeline": 2, "virtual_pipeline": 4}, {"pipeline": 2, "layers_per_stage": [6, 10]}]
+    found = {
+        plan_hash(resolve_skip_groups(deep_recipe(parallel, HASH_RECIPE | {"skip_groups": 8})), steps)
+        for parallel in layouts
+    }
+    assert len(found) == 1
+    # Left open, the groups are the layout's own: pipelines of 8 and 2 x 4 stages agree, other depths do not.
+    opened = [plan_hash(resolve_skip_groups(deep_recipe(parallel, HASH_RECIPE)), 200) for parallel in layouts[:5]]
+    assert opened[3] == opened[4] == plan_hash(deep_recipe({}, HASH_RECIPE | {"skip_groups": 8}), 200)
+    assert len(set(opened)) == 4
 
 
 def test_progress_by_epochs_counts_whole_epochs():

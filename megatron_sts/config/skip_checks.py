@@ -1,0 +1,71 @@
+"""What a stage's `skip` must be, as far as the recipe alone can say; the layout's part is in sts/groups.py."""
+
+import math
+from collections.abc import Iterator
+
+from megatron_sts.config.recipe import Recipe, SkipConfig, StageConfig
+
+
+def probability_problem(skip: SkipConfig, layers: int) -> str | None:
+    """Why alpha and epsilon do not give a probability at every layer and step; None where they do."""
+    alpha, epsilon = skip.alpha, skip.epsilon
+    if abs(epsilon) > 1:
+        return (
+            f"epsilon is {epsilon:g}; it must be between -1 and 1, else a layer's skip probability "
+            "falls below 0 (arXiv 2509.18150)"
+        )
+    if skip.schedule == "pld":
+        if epsilon:
+            return (
+                f"epsilon is {epsilon:g} with schedule 'pld', whose tilt over depth is its own; remove epsilon, or "
+                "choose schedule: sts or constant"
+            )
+        # The deepest layer is skipped 2 L / (L + 1) times as often as the mean.
+        highest, factor = 2 * layers / (layers + 1), "2 L / (L + 1)"
+    else:
+        highest, factor = 1 + abs(epsilon), "(1 + |epsilon|)"
+    largest = 1 / highest
+    if alpha < 0:
+        return f"alpha is {alpha:g}; a skip probability is at least 0 and here at most {largest:.4g}"
+    if alpha * highest > 1:
+        return (
+            f"alpha is {alpha:g} with epsilon {epsilon:g}: alpha * {factor} = {alpha * highest:.4g} is above 1, more "
+            f"than a skip probability can be (arXiv 2509.18150); the largest alpha here is "
+            f"{math.floor(largest * 1e4) / 1e4:g}"
+        )
+    return None
+
+
+def check_skip(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """Skip probabilities are probabilities; groups, exceptions and the fewest layers fit the depth."""
+    if stage.skip is None:
+        return
+    field, skip, layers = f"stages.{stage.name}.skip", stage.skip, recipe.architecture.language.layers
+    problem = probability_problem(skip, layers)
+    if problem is not None:
+        yield f"{field}.{problem}"
+    if skip.min_layers_run > layers:
+        yield f"{field}.min_layers_run is {skip.min_layers_run}, but the language model has {layers} layers; lower it"
+    outside = [layer for layer in skip.never_skip if not 0 <= layer < layers]
+    if outside:
+        yield f"{field}.never_skip names {outside}, but layers are numbered 0 to {layers - 1}; remove them"
+    yield from _group_problems(field, skip, layers)
+
+
+def _group_problems(field: str, skip: SkipConfig, layers: int) -> Iterator[str]:
+    groups = skip.skip_groups
+    if groups is None:
+        return
+    if skip.selection != "balanced":
+        yield f"{field}.skip_groups is given with selection '{skip.selection}'; remove it, or choose balanced"
+    elif isinstance(groups, int):
+        if groups < 1 or layers % groups:
+            yield (
+                f"{field}.skip_groups is {groups}, which does not divide the {layers} layers of the language model; "
+                "choose a divisor, or give a list of sizes"
+            )
+    elif min(groups, default=0) < 1 or sum(groups) != layers:
+        yield (
+            f"{field}.skip_groups is {list(groups)}, which sums to {sum(groups)}; give sizes of at least 1 that sum "
+            f"to the {layers} layers of the language model"
+        )

@@ -1,0 +1,98 @@
+"""What a pass of one micro-batch through a part of the model costs a rank, in FLOPs.
+
+Planning takes FLOPs for time: every product is thought to run at the same rate, and nothing else to take any.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.parallel.sequence import padded_length
+from megatron_sts.sts import ModelSizes, StepFlops, step_flops
+
+
+def images_per_sample(stage: StageConfig) -> int:
+    """Images that planning gives every sample: one, or none where the stage has no images."""
+    return 0 if stage.data.images is None else 1
+
+
+def planned_length(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> int:
+    """Padded sequence length of a sample with the mean number of text tokens and so many visual ones."""
+    assert stage.data.text_tokens is not None
+    return padded_length(stage.data.text_tokens + images_per_sample(stage) * visual_tokens, recipe.parallel)
+
+
+def sample_flops(
+    recipe: Recipe, stage: StageConfig, visual_tokens: int, layers_run: int, trains: tuple[str, ...]
+) -> StepFlops:
+    """FLOPs of one mean sample with so many visual tokens kept and layers run."""
+    return step_flops(
+        recipe.architecture,
+        trains,
+        samples=1,
+        images=images_per_sample(stage),
+        length=planned_length(recipe, stage, visual_tokens),
+        visual_tokens=visual_tokens,
+        layers_run=layers_run,
+    )
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Forward and backward pass of one micro-batch, in FLOPs of one rank."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        """Both passes."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class MicroBatchCosts:
+    """One layer of the language model; what the first stage (tower, projector) and the last (logits) have beside."""
+
+    layer: PassCost
+    first: PassCost
+    last: PassCost
+
+    def of_stages(self, layers_run: Sequence[int]) -> tuple[list[float], list[float]]:
+        """(forward, backward) by virtual stage, given how many layers run on each."""
+        forward = [count * self.layer.forward for count in layers_run]
+        backward = [count * self.layer.backward for count in layers_run]
+        for place, extra in ((0, self.first), (-1, self.last)):
+            forward[place] += extra.forward
+            backward[place] += extra.backward
+        return forward, backward
+
+
+def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> MicroBatchCosts:
+    """Costs with so many visual tokens kept of each image.
+
+    Tensor-parallel ranks share layers and logits, and the projector under sequence parallelism. Recomputation adds
+    the forward pass of the layers (`full`) or of their attention products (`selective`) to the backward pass.
+    Contract: model/mllm.py runs the tower on every tensor-parallel rank, and the projector on its own chunk alone.
+    """
+    micro, parallel = stage.batch.micro, recipe.parallel
+    forward = sample_flops(recipe, stage, visual_tokens, 1, trains=())
+    both = sample_flops(recipe, stage, visual_tokens, 1, stage.trains)
+    recomputed = {
+        "none": 0.0,
+        "selective": ModelSizes(recipe.architecture).layer_attention(planned_length(recipe, stage, visual_tokens)),
+        "full": forward.layers,
+    }[recipe.recompute]
+    projector_ranks = parallel.tensor if parallel.sequence_parallel else 1
+
+    def first_stage(flops: StepFlops) -> float:
+        return micro * (flops.tower + flops.projector / projector_ranks)
+
+    return MicroBatchCosts(
+        layer=PassCost(
+            micro * forward.layers / parallel.tensor,
+            micro * (both.layers - forward.layers + recomputed) / parallel.tensor,
+        ),
+        first=PassCost(first_stage(forward), first_stage(both) - first_stage(forward)),
+        last=PassCost(micro * forward.head / parallel.tensor, micro * (both.head - forward.head) / parallel.tensor),
+    )

@@ -1,0 +1,93 @@
+"""Bytes of weights, gradients and optimiser state on a rank of each pipeline stage.
+
+With n parameters on a rank, n' of them trained, and d data-parallel ranks:
+
+    weights      2 n in bf16, 4 n in fp32
+    gradients    4 n', an fp32 buffer
+    optimiser    s n', over d with the distributed optimiser; s = 8 for Adam's two moments in fp32, 4 for SGD's momentum
+                 (0 without), and 4 more in bf16 for the fp32 weights that are stepped
+
+Tensor parallelism divides the matrices of the language model and the embedding; norms, projector and tower are whole
+on every rank. Left out: activations, communication buffers, the padding of the distributed optimiser's buffers (at
+most 64 elements a tensor and 128 a bucket), what the CUDA context and libraries take.
+"""
+
+from dataclasses import dataclass
+
+from megatron_sts.config import Recipe, StageConfig, VisionArchitecture
+
+
+@dataclass(frozen=True)
+class RankBytes:
+    """Bytes that a rank holds throughout a stage of training."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.parameters + self.gradients + self.optimizer
+
+
+def part_parameters(recipe: Recipe, rank: int, tensor: int = 1) -> dict[str, int]:
+    """Parameters of each part that a pipeline rank holds: vision, projector, language.
+
+    tensor: ranks that share them; 1 gives those of the whole pipeline stage. A tied output layer is one with the
+    embedding on a single stage, and has a copy of its own on the last of several.
+    """
+    parallel, language, vision = recipe.parallel, recipe.architecture.language, recipe.architecture.vision
+    hidden, last = language.hidden_size, parallel.pipeline - 1
+    layers = parallel.layers_of_stages(language.layers)[rank :: parallel.pipeline]
+    embedding = language.padded_vocabulary_size * hidden // tensor
+    held = sum(map(len, layers)) * layer_parameters(recipe, tensor)
+    if rank == 0:
+        held += embedding
+    if rank == last:
+        held += hidden
+        if not (language.tied_embeddings and last == 0):
+            held += embedding
+    first = rank == 0
+    projector = vision.hidden_size * hidden + hidden + hidden * hidden + hidden
+    return {
+        "vision": tower_parameters(vision) if first else 0,
+        "projector": projector if first else 0,
+        "language": held,
+    }
+
+
+def layer_parameters(recipe: Recipe, tensor: int = 1) -> int:
+    """Parameters of one layer of the language model on one of `tensor` ranks: four matrices and two norms."""
+    language = recipe.architecture.language
+    attention = language.head_size * (2 * language.attention_heads + 2 * language.query_groups)
+    return language.hidden_size * ((attention + 3 * language.ffn_hidden_size) // tensor + 2)
+
+
+def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
+    """Parameters of the tower, also those behind its feature layer, which are held and never run; `used`: without."""
+    hidden, inner = vision.hidden_size, vision.ffn_hidden_size
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden
+    layers = (vision.used_layers if used else vision.layers) * layer
+    # The norm after the layers is not used.
+    layers += 0 if used else 2 * hidden
+    patches = 3 * vision.patch_size**2 * hidden + vision.patches * hidden
+    # clip: class token with its position, and a norm before the layers; siglip: a bias of the patch embedding.
+    return layers + patches + (4 * hidden if vision.family == "clip" else hidden)
+
+
+def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int) -> RankBytes:
+    """Bytes on each rank of a 0-based pipeline rank in a stage of training."""
+    held = part_parameters(recipe, rank, recipe.parallel.tensor)
+    trained = sum(count for part, count in held.items() if part in stage.trains)
+    if rank == 0 and "vision" in stage.trains:
+        trained -= held["vision"] - tower_parameters(recipe.architecture.vision, used=True)
+    half = recipe.precision != "fp32"
+    optimizer = recipe.optimizer
+    state = 8 if optimizer.kind == "adam" else 4 if optimizer.momentum else 0
+    shared = data_parallel if optimizer.distributed else 1
+    return RankBytes(
+        parameters=(2 if half else 4) * sum(held.values()),
+        gradients=4 * trained,
+        optimizer=-(-trained * (state + (4 if half else 0)) // shared),
+    )

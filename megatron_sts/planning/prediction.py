@@ -1,0 +1,103 @@
+"""How fast a stage of training would be: the simulated steps of its plan, against the dense step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_sts.config import Recipe
+from megatron_sts.errors import ConfigError
+from megatron_sts.planning.costs import micro_batch_costs
+from megatron_sts.planning.scope import PlannedStage
+from megatron_sts.planning.sparsity import strided
+from megatron_sts.sts import PipelineSchedule, StepTime, resolve_skip_groups
+
+# Steps whose time is simulated, in even strides, and the passes that may go into all of them.
+_SIMULATED_STEPS = 400
+_SIMULATED_PASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Means over a stage's simulated steps; times in FLOPs of one rank.
+
+    busy: share of step_time that each pipeline rank works. retained_saving: (1 - T / T_dense) / (1 - W / W_dense), T
+    the step time and W the work of all ranks; None where no work is saved.
+    """
+
+    dense_step_time: float
+    dense_busy: tuple[float, ...]
+    step_time: float
+    busy: tuple[float, ...]
+    retained_saving: float | None
+
+    @property
+    def speedup(self) -> float:
+        """Of a mean step, over the dense step on the same layout."""
+        return self.dense_step_time / self.step_time
+
+    @property
+    def bubble(self) -> float:
+        """Share of the ranks' time in which they wait."""
+        return 1.0 - sum(self.busy) / len(self.busy)
+
+    @property
+    def dense_bubble(self) -> float:
+        """The same of the dense step."""
+        return 1.0 - sum(self.dense_busy) / len(self.dense_busy)
+
+
+class StageSimulation:
+    """Simulates the steps of one stage of training, on any split of the layers and with either selection."""
+
+    def __init__(
+        self, recipe: Recipe, earlier: Recipe | None, planned: PlannedStage, micro_batches: int, visual_tokens: int
+    ):
+        """`recipe` has its groups as the user wrote them. earlier: as for `resolve_skip_groups`."""
+        parallel, stage = recipe.parallel, planned.stage
+        self._recipe, self._earlier, self._planned = recipe, earlier, planned
+        self.costs = micro_batch_costs(recipe, stage, visual_tokens)
+        self.schedule = PipelineSchedule(parallel.pipeline, parallel.virtual_pipeline, micro_batches)
+        self._dense_costs = micro_batch_costs(recipe, stage, recipe.architecture.visual_tokens)
+        self._steps = strided(planned.steps, max(20, min(_SIMULATED_STEPS, _SIMULATED_PASSES // self.schedule.passes)))
+
+    def predict(self, selection: str | None = None, split: tuple[int, ...] | None = None) -> Prediction | None:
+        """The stage with another selection or split than the recipe's; None where the recipe cannot have them."""
+        try:
+            recipe = resolve_skip_groups(self._variant(selection, split), self._earlier)
+        except ConfigError:
+            return None
+        planner = self._planned.planner(recipe)
+        stages = recipe.parallel.layers_of_stages(recipe.architecture.language.layers)
+        dense = self.dense_step([len(stage) for stage in stages])
+        steps = self._simulated(stages, [planner.plan(step).skipped_layers for step in self._steps])
+        total = sum(step.total for step in steps) / len(steps)
+        busy = [sum(step.busy[rank] for step in steps) / len(steps) for rank in range(len(dense.busy))]
+        work_saved = 1.0 - sum(busy) / sum(dense.busy)
+        return Prediction(
+            dense_step_time=dense.total,
+            dense_busy=tuple(work / dense.total for work in dense.busy),
+            step_time=total,
+            busy=tuple(work / total for work in busy),
+            retained_saving=(1.0 - total / dense.total) / work_saved if work_saved > 0 else None,
+        )
+
+    def dense_step(self, split: Sequence[int]) -> StepTime:
+        """The step with every layer and every visual token, on a split of the layers."""
+        return self.schedule.simulate(*self._dense_costs.of_stages(split))
+
+    def _simulated(self, stages: list[range], plans: list[frozenset[int]]) -> list[StepTime]:
+        """The steps that skip these layers; those that run as many on every virtual stage are simulated once."""
+        run = [tuple(sum(layer not in skipped for layer in stage) for stage in stages) for skipped in plans]
+        found = {counts: self.schedule.simulate(*self.costs.of_stages(counts)) for counts in set(run)}
+        return [found[counts] for counts in run]
+
+    def _variant(self, selection: str | None, split: tuple[int, ...] | None) -> Recipe:
+        recipe = self._recipe
+        if split is not None:
+            parallel = recipe.parallel.model_copy(update={"layers_per_stage": split})
+            recipe = recipe.model_copy(update={"parallel": parallel})
+        stage = self._planned.stage
+        if selection is None or stage.skip is None or stage.skip.selection == selection:
+            return recipe
+        skip = stage.skip.model_copy(update={"selection": selection, "skip_groups": None})
+        stages = [old.model_copy(update={"skip": skip}) if old.name == stage.name else old for old in recipe.stages]
+        return recipe.model_copy(update={"stages": tuple(stages)})

@@ -1,0 +1,177 @@
+"""A forecast in words and small tables."""
+
+from collections.abc import Sequence
+
+from megatron_sts.config import Recipe
+from megatron_sts.planning.forecast import RecipeForecast, Split, StageForecast, Work
+from megatron_sts.planning.prediction import Prediction
+from megatron_sts.planning.sparsity import Sparsity
+
+# Independent selection that keeps so much less of the saving than balanced is worth a word.
+_WARNED_LOSS = 0.1
+
+
+def forecast_text(found: RecipeForecast) -> str:
+    """The whole forecast: layout, every stage of training, the split for all of them."""
+    parallel = found.recipe.parallel
+    ranks = parallel.tensor * parallel.pipeline * parallel.context * found.data_parallel
+    lines = [
+        f"layout on {ranks} ranks: tensor {parallel.tensor}"
+        f"{' with sequence parallelism' if parallel.sequence_parallel else ''}, pipeline {parallel.pipeline}"
+        f"{f' x {parallel.virtual_pipeline} virtual' if parallel.virtual_pipeline > 1 else ''}, "
+        f"data {found.data_parallel}; layers of the {'virtual ' if parallel.virtual_pipeline > 1 else ''}stages "
+        f"{_numbers(found.own_split)}"
+    ]
+    for stage in found.stages:
+        lines += ["", *_stage_lines(found, stage)]
+    if found.proposed is not None and parallel.pipeline > 1:
+        lines += ["", *_proposal_lines(found, found.proposed)]
+    return "\n".join(lines)
+
+
+def _stage_lines(found: RecipeForecast, stage: StageForecast) -> list[str]:
+    planned, config = stage.planned, stage.planned.stage
+    samples = f"{planned.samples:,} samples, " if planned.samples is not None else ""
+    lines = [
+        f"{config.name}: {samples}{planned.steps:,} steps of {config.batch.global_size} "
+        f"({stage.micro_batches} micro-batches of {config.batch.micro} a rank); trains {', '.join(config.trains)}",
+        *_sparsity_lines(found.recipe, stage),
+    ]
+    if stage.work is None:
+        lines.append(f"  give stages.{config.name}.data.text_tokens to see FLOPs, time and the split of the layers")
+    else:
+        lines += _work_lines(found, stage, stage.work)
+    return [*lines, *_table(found.recipe, stage)]
+
+
+def _sparsity_lines(recipe: Recipe, stage: StageForecast) -> list[str]:
+    found, skip, layers = stage.sparsity, stage.planned.stage.skip, recipe.architecture.language.layers
+    lines = [f"  visual tokens: {found.visual_tokens} of {found.visual_tokens_dense} kept of an image"]
+    if skip is None:
+        return [*lines, f"  layers: all {layers} run"]
+    mean, fewest, most = found.layers_run
+    return [
+        *lines,
+        f"  skip probability: mean {found.mean_probability:.4f}; {_by_depth(found)}",
+        f"  layers run: {mean:.2f} of {layers} on average, {fewest} to {most} in a step; selection {skip.selection}, "
+        f"schedule {skip.schedule}, progress by {skip.progress}",
+    ]
+
+
+def _by_depth(found: Sparsity) -> str:
+    shown = dict.fromkeys((0, len(found.mean) // 2, len(found.mean) - 1))
+    return ", ".join(
+        f"layer {layer} {found.mean[layer]:.3f} ({found.lowest[layer]:.3f} to {found.highest[layer]:.3f})"
+        for layer in shown
+    )
+
+
+def _work_lines(found: RecipeForecast, stage: StageForecast, work: Work) -> list[str]:
+    sparse, pipelined = stage.planned.stage.skip is not None, found.recipe.parallel.pipeline > 1
+    length = f"{work.length:,}" + (f" ({work.length_dense:,} dense)" if work.length != work.length_dense else "")
+    lines = [
+        f"  sequence: {length} tokens, padded, of a mean sample",
+        f"  FLOPs: {work.flops_executed:.4g} executed, {work.flops_dense:.4g} dense; ideal speed-up "
+        f"{work.ideal_speedup:.3f}x",
+    ]
+    if sparse and pipelined:
+        shown = [f"{name} {_speedup(prediction)}" for name, prediction in work.predictions.items()]
+        lines.append(f"  predicted speed-up over the dense step: {', '.join(shown)}")
+        lines += _warning(stage, work)
+    else:
+        lines.append(f"  predicted speed-up over the dense step: {_speedup(work.planned)}")
+    if pipelined:
+        lines.append(f"  bubble: {work.planned.bubble:.1%} of the ranks' time ({work.planned.dense_bubble:.1%} dense)")
+        lines.append(f"  split for this stage alone: {_split_text(found, work.proposed)}")
+    return lines
+
+
+def _speedup(found: Prediction | None) -> str:
+    if found is None:
+        return "not possible on this layout"
+    retained = f" ({found.retained_saving:.0%} of the saving)" if found.retained_saving is not None else ""
+    return f"{found.speedup:.3f}x{retained}"
+
+
+def _warning(stage: StageForecast, work: Work) -> list[str]:
+    balanced, independent = work.predictions["balanced"], work.predictions["independent"]
+    if balanced is None or independent is None:
+        return []
+    if balanced.retained_saving is None or independent.retained_saving is None:
+        return []
+    if balanced.retained_saving - independent.retained_saving < _WARNED_LOSS:
+        return []
+    config = stage.planned.stage
+    if config.skip is None or config.skip.selection == "balanced":
+        return []
+    return [
+        f"  WARNING: with independent draws the pipeline waits for its slowest stage and keeps "
+        f"{independent.retained_saving:.0%} of the saving, with balanced ones {balanced.retained_saving:.0%}; "
+        f"set stages.{config.name}.skip.selection: balanced"
+    ]
+
+
+def _split_text(found: RecipeForecast, split: Split) -> str:
+    if split.layers == found.own_split:
+        return "the recipe's own"
+    balanced = f"; balanced selection is {split.balanced_speedup:.3f}x there" if split.balanced_speedup else ""
+    return (
+        f"{_numbers(split.layers)}: {split.planned_speedup:.3f}x as fast as the recipe's own split, a dense step "
+        f"{split.dense_speedup:.3f}x{balanced}"
+    )
+
+
+def _table(recipe: Recipe, stage: StageForecast) -> list[str]:
+    """One line a pipeline stage. Bytes are those of one rank, parameters and FLOPs those of the whole stage."""
+    head = [
+        "pipeline stage",
+        "layers",
+        "parameters",
+        "FLOPs",
+        "share of step",
+        "weights",
+        "gradients",
+        "optimiser",
+        "sum",
+    ]
+    rows = [head]
+    chunks = recipe.parallel.layers_of_stages(recipe.architecture.language.layers)
+    for rank, held in enumerate(stage.bytes):
+        ranges = [f"{layers.start}-{layers.stop - 1}" for layers in chunks[rank :: recipe.parallel.pipeline]]
+        work = stage.work
+        rows.append(
+            [
+                str(rank),
+                " ".join(ranges),
+                f"{stage.parameters[rank] / 1e6:,.1f} M",
+                f"{work.flops_by_rank[rank]:.3g}" if work else "-",
+                f"{work.planned.busy[rank]:.1%}" if work else "-",
+                *map(_gigabytes, (held.parameters, held.gradients, held.optimizer, held.total)),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _gigabytes(count: int) -> str:
+    if not count:
+        return "0"
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**24 else f"{count / 2**20:,.2f} MiB"
+
+
+def _proposal_lines(found: RecipeForecast, split: Split) -> list[str]:
+    if split.layers == found.own_split:
+        return ["split of the layers: no other one gains 0.1% over the whole recipe"]
+    parallel = found.recipe.parallel.model_copy(update={"layers_per_stage": split.layers})
+    values = ", ".join(f"{key}: {_yaml(value)}" for key, value in parallel.model_dump(exclude_defaults=True).items())
+    return [f"split for the whole recipe: {_split_text(found, split)}. To paste:", f"parallel: {{{values}}}"]
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _numbers(value) if isinstance(value, tuple) else str(value)
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, values))}]"

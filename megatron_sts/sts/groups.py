@@ -1,0 +1,132 @@
+"""The groups of balanced selection: from the recipe, the layout, or the run that is gone on with.
+
+Of all that a plan follows from, only groups that the recipe leaves open depend on the layout. They are resolved
+once, when a run starts, and stay in its checkpoints, so that a resume on another layout keeps the plan.
+"""
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+from megatron_sts.config import Recipe, SkipConfig, StageConfig, report
+from megatron_sts.errors import ConfigError
+from megatron_sts.sts.balanced import balanced_peaks
+from megatron_sts.sts.schedule import peak_probabilities
+
+# Rounding of sums of a few probabilities.
+_TOLERANCE = 1e-9
+
+
+def group_sizes(recipe: Recipe, skip: SkipConfig) -> tuple[int, ...]:
+    """Layers of each group in order of depth; those of the layout's virtual stages where the recipe names none."""
+    layers, groups = recipe.architecture.language.layers, skip.skip_groups
+    if groups is None:
+        return tuple(len(stage) for stage in recipe.parallel.layers_of_stages(layers))
+    return (layers // groups,) * groups if isinstance(groups, int) else groups
+
+
+def skippable_layers(recipe: Recipe, skip: SkipConfig) -> list[list[int]]:
+    """Of each group the layers that may be skipped."""
+    ends = list(accumulate(group_sizes(recipe, skip)))
+    return [
+        [layer for layer in range(start, end) if layer not in skip.never_skip]
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def resolve_skip_groups(recipe: Recipe, earlier: Recipe | None = None) -> Recipe:
+    """The recipe with the groups of every balanced stage written out as sizes, for good.
+
+    `earlier`: the resolved recipe of the run that is gone on with, whose groups are kept where this one leaves them
+    open. Raises one ConfigError that lists every stage that this layout or these groups cannot honour.
+    """
+    stages, problems = [], []
+    for stage in recipe.stages:
+        if stage.skip is not None and stage.skip.selection == "balanced":
+            skip = _with_earlier_groups(recipe, stage, stage.skip, earlier)
+            skip = skip.model_copy(update={"skip_groups": group_sizes(recipe, skip)})
+            stage = stage.model_copy(update={"skip": skip})
+        stages.append(stage)
+        problems += [f"stages.{stage.name}.skip.{problem}" for problem in _problems(recipe, stage)]
+    if problems:
+        raise report("the recipe's layer skipping", problems)
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _with_earlier_groups(recipe: Recipe, stage: StageConfig, skip: SkipConfig, earlier: Recipe | None) -> SkipConfig:
+    if skip.skip_groups is not None or earlier is None:
+        return skip
+    kept = next((old.skip for old in earlier.stages if old.name == stage.name), None)
+    if kept is None or kept.selection != "balanced" or kept.skip_groups is None:
+        return skip
+    if sum(group_sizes(earlier, kept)) != recipe.architecture.language.layers:
+        return skip
+    return skip.model_copy(update={"skip_groups": kept.skip_groups})
+
+
+def _problems(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """Why a stage's layers cannot be skipped as asked, one message each, beginning with the field."""
+    skip, layers = stage.skip, recipe.architecture.language.layers
+    if skip is None:
+        return
+    try:
+        peaks = peak_probabilities(layers, skip)
+    except ConfigError:
+        return  # Already among the problems of the recipe.
+    most = layers - skip.min_layers_run
+    if skip.selection == "independent":
+        certain = sum(peak >= 1.0 for layer, peak in enumerate(peaks) if layer not in skip.never_skip)
+        if certain > most:
+            yield (
+                f"min_layers_run is {skip.min_layers_run} of {layers}, but {certain} layers have the skip probability "
+                "1 at their highest; lower min_layers_run or alpha"
+            )
+        return
+    yield from _straddling(recipe, skip)
+    yield from _overfull(skip, skippable_layers(recipe, skip), peaks, most)
+
+
+def _straddling(recipe: Recipe, skip: SkipConfig) -> Iterator[str]:
+    """Groups that lie on two virtual stages: the stages would not get faster together."""
+    sizes = group_sizes(recipe, skip)
+    ends = list(accumulate(sizes))
+    for number, stage in enumerate(recipe.parallel.layers_of_stages(recipe.architecture.language.layers)):
+        if stage.stop in ends:
+            continue
+        group = next(index for index, end in enumerate(ends) if end > stage.stop)
+        yield (
+            f"skip_groups {list(sizes)} has the layers {ends[group] - sizes[group]} to {ends[group] - 1} in one group, "
+            f"but virtual pipeline stage {number} of this layout ends after layer {stage.stop - 1}; choose groups "
+            "that lie inside a virtual stage, or a layout whose virtual stages are made of whole groups "
+            "(parallel.pipeline, virtual_pipeline, layers_per_stage)"
+        )
+        return
+
+
+def _overfull(skip: SkipConfig, groups: list[list[int]], peaks: tuple[float, ...], most: int) -> Iterator[str]:
+    """Groups that cannot meet the count that all groups share."""
+    if not skip.alpha:
+        return
+    sizes = [len(group) for group in groups]
+    expected = sum(peaks[layer] for group in groups for layer in group) / len(groups)
+    smallest = sizes.index(min(sizes))
+    if min(sizes) == 0 or expected > min(sizes) + _TOLERANCE:
+        exempt = f", those of never_skip {list(skip.never_skip)} left out" if skip.never_skip else ""
+        yield (
+            f"alpha {skip.alpha:g} has every group skip {expected:.4g} layers at its highest, but group {smallest} has "
+            f"{min(sizes)} that may be skipped{exempt}; lower alpha, make the groups more even, or take layers off "
+            "never_skip"
+        )
+        return
+    probabilities = [peak for group in balanced_peaks(groups, peaks) for peak in group]
+    if min(probabilities) < -_TOLERANCE or max(probabilities) > 1 + _TOLERANCE:
+        worst = max(probabilities, key=lambda value: abs(value - 0.5))
+        yield (
+            f"epsilon {skip.epsilon:g} with groups of {sizes} layers that may be skipped gives a layer the skip "
+            f"probability {worst:.4g}; lower epsilon or alpha, or make the groups more even"
+        )
+    if most < len(groups):
+        yield (
+            f"min_layers_run is {skip.min_layers_run}, which leaves {most} layers to skip, fewer than the "
+            f"{len(groups)} groups that skip the same number each; lower it to at most "
+            f"{skip.min_layers_run + most - len(groups)}, or choose fewer skip_groups"
+        )

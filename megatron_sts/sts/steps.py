@@ -1,0 +1,31 @@
+"""How many steps a stage of training has."""
+
+import math
+from fractions import Fraction
+
+from megatron_sts.config import StageConfig
+from megatron_sts.errors import ConfigError
+
+
+def steps_of_epochs(samples: int, global_batch: int, epochs: float) -> int:
+    """Whole steps in a number of epochs, at least one."""
+    # The decimal number as it was written: 0.29 of 100 samples are 29 samples, not 28.999999999999996.
+    return max(1, math.floor(Fraction(repr(float(epochs))) * samples / global_batch))
+
+
+def stage_steps(stage: StageConfig, samples: int) -> int:
+    """Steps of a stage over that many samples."""
+    if stage.steps is not None:
+        return stage.steps
+    assert stage.epochs is not None
+    return steps_of_epochs(samples, stage.batch.global_size, stage.epochs)
+
+
+def check_sample_count(stage: StageConfig, found: int) -> None:
+    """Raise ConfigError where `data.samples` is not the number of records that the data file holds."""
+    expected = stage.data.samples
+    if expected is not None and expected != found:
+        raise ConfigError(
+            f"stages.{stage.name}.data.samples is {expected}, but {stage.data.train} holds {found} "
+            "records; correct it or remove it"
+        )

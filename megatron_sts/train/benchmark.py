@@ -1,0 +1,154 @@
+"""Ways to train a stage, timed side by side on one model: dense, with its sparsity, with another selection of layers.
+
+Every step trains on made-up samples of the stage's planned size, so neither data nor weights are needed and the
+loader takes no part. The ways alternate step by step in one process group, over the same steps of the stage.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.data import IGNORED_LABEL, Batch, Encoded, collate
+from megatron_sts.parallel.device import device_name, peak_memory_bytes, reset_peak_memory, synchronize
+from megatron_sts.parallel.groups import Place, start_groups
+from megatron_sts.parallel.sequence import padded_length
+from megatron_sts.sts import StagePlanner, StepPlan, step_flops
+from megatron_sts.train.comparison import Comparison, summary
+from megatron_sts.train.loop import Start, prepare_stage
+
+Say = Callable[[str], None]
+"""Tells a line of progress."""
+
+
+@dataclass
+class Run:
+    """One way's measurements.
+
+    plans: one per step that is timed. times: seconds of the steps, by how many layers each virtual stage ran. memory:
+    the most bytes of any step.
+    """
+
+    plans: list[StepPlan]
+    times: dict[tuple[int, ...], list[float]]
+    memory: int = 0
+
+    @property
+    def step_time_s(self) -> float:
+        """Seconds of a step: the median of the steps that ran as many layers, the mean over all steps."""
+        weights = [len(times) for times in self.times.values()]
+        return statistics.fmean(map(statistics.median, self.times.values()), weights)
+
+
+def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, object]:
+    """Time the ways on this process group; every rank returns the same figures, in the form of the json output."""
+    stage, total_steps = recipe.stage(comparison.stage), comparison.total_steps(recipe)
+    runs = {}
+    for name in comparison.ways:
+        changed = comparison.recipe_of(name, recipe)
+        planner = StagePlanner(changed, changed.stage(stage.name), total_steps, total_steps)
+        steps = [total_steps * number // comparison.plans for number in range(comparison.plans)]
+        runs[name] = Run([planner.plan(step) for step in steps], {})
+
+    place = start_groups(recipe.parallel, recipe.seed)
+    stepper = _Stepper(recipe, stage, total_steps, place)
+    for warm_up in range(comparison.warm_up):
+        for name, run in runs.items():
+            say(f"warm-up {warm_up + 1}/{comparison.warm_up}: {name}, {stepper.time(run.plans[0])[0]:.3f} s")
+    virtual_stages = recipe.parallel.layers_of_stages(recipe.architecture.language.layers)
+    for repeat in range(comparison.repeats):
+        for number in range(comparison.plans):
+            for run in runs.values():
+                plan = run.plans[number]
+                seconds, memory = stepper.time(plan)
+                layers_run = tuple(len(set(layers) - plan.skipped_layers) for layers in virtual_stages)
+                run.times.setdefault(layers_run, []).append(seconds)
+                run.memory = max(run.memory, memory)
+            done = repeat * comparison.plans + number + 1
+            means = ", ".join(f"{name} {run.step_time_s:.3f} s" for name, run in runs.items())
+            say(f"{done}/{comparison.repeats * comparison.plans} steps of each: {means}")
+    figures = {name: _figures(run, stepper) for name, run in runs.items()}
+    return {
+        "stage": stage.name,
+        "device": device_name(),
+        "layout": recipe.parallel.model_dump() | {"data": place.data_size},
+        "plans": comparison.plans,
+        "repeats": comparison.repeats,
+        **summary(figures),
+    }
+
+
+class _Stepper:
+    """Trains single steps of a stage on made-up samples."""
+
+    def __init__(self, recipe: Recipe, stage: StageConfig, total_steps: int, place: Place):
+        assert stage.data.text_tokens is not None
+        self._recipe, self._stage, self._place = recipe, stage, place
+        self._text_tokens: int = stage.data.text_tokens
+        self._images = 0 if stage.data.images is None else 1
+        self._parts = prepare_stage(recipe, stage, total_steps, Start(None, 0, resumes=False), place)
+        self._micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
+        self._generator = torch.Generator().manual_seed(recipe.seed + place.data_rank)
+
+    def length(self, plan: StepPlan) -> int:
+        """Padded sequence length of a step."""
+        return padded_length(self._text_tokens + self._images * plan.visual_tokens, self._recipe.parallel)
+
+    def flops(self, plan: StepPlan) -> float:
+        """FLOPs that a step executes, over the global batch."""
+        samples = self._stage.batch.global_size
+        return step_flops(
+            self._recipe.architecture,
+            self._stage.trains,
+            samples=samples,
+            images=samples * self._images,
+            length=self.length(plan),
+            visual_tokens=plan.visual_tokens,
+            layers_run=self._recipe.architecture.language.layers - len(plan.skipped_layers),
+        ).total
+
+    def time(self, plan: StepPlan) -> tuple[float, int]:
+        """(seconds, peak memory in bytes) of one step, of the slowest and of the largest rank."""
+        micro, length = self._stage.batch.micro, self.length(plan)
+        needs_data = self._place.first_stage or self._place.last_stage
+        batches = list(self._batches(plan, length)) if needs_data else None
+        reset_peak_memory()
+        synchronize()
+        dist.barrier()
+        began = time.perf_counter()
+        self._parts.step.run(plan, batches, self._micro_batches, micro, length)
+        synchronize()
+        measured = torch.tensor([time.perf_counter() - began, peak_memory_bytes()], dtype=torch.float64)
+        measured = measured.to(torch.cuda.current_device())
+        dist.all_reduce(measured, op=dist.ReduceOp.MAX)
+        seconds, memory = measured.tolist()
+        return seconds, int(memory)
+
+    def _batches(self, plan: StepPlan, length: int) -> Iterator[Batch]:
+        """Micro-batches of random tokens and noise, one picture first where the stage has pictures."""
+        size = self._recipe.architecture.vision.image_size
+        image_token = self._recipe.architecture.language.vocabulary_size - 1
+        for _ in range(self._micro_batches):
+            items = []
+            for _ in range(self._stage.batch.micro):
+                text = torch.randint(0, image_token, (self._text_tokens,), generator=self._generator).tolist()
+                images = [image_token] * self._images
+                pictures = [torch.rand(3, size, size, generator=self._generator) for _ in images]
+                encoded = Encoded(images + text, [IGNORED_LABEL] * self._images + text)
+                items.append((encoded, pictures if self._place.first_stage else None))
+            yield collate(items, plan.visual_tokens, length, image_token, pad_token_id=0)
+
+
+def _figures(run: Run, stepper: _Stepper) -> dict[str, float]:
+    return {
+        "step_time_s": run.step_time_s,
+        "flops": statistics.fmean(map(stepper.flops, run.plans)),
+        "peak_memory_bytes": run.memory,
+        "layers_skipped": statistics.fmean(len(plan.skipped_layers) for plan in run.plans),
+        "visual_tokens": run.plans[0].visual_tokens,
+        "sequence_length": stepper.length(run.plans[0]),
+    }

@@ -1,0 +1,114 @@
+"""What a benchmark compares, and what its figures say. No torch: the program that starts the ranks needs it too."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.errors import ConfigError
+from megatron_sts.sts import resolve_skip_groups
+from megatron_sts.sts.steps import stage_steps
+
+
+def _dense(stage: StageConfig) -> StageConfig:
+    return stage.model_copy(update={"skip": None, "compress": None})
+
+
+def _selecting(selection: str) -> Callable[[StageConfig], StageConfig]:
+    def change(stage: StageConfig) -> StageConfig:
+        if stage.skip is None:
+            raise ConfigError(f"stages.{stage.name} has no skip, so there is no '{selection}' run to compare")
+        groups = stage.skip.skip_groups if selection == "balanced" else None
+        skip = stage.skip.model_copy(update={"selection": selection, "skip_groups": groups})
+        return stage.model_copy(update={"skip": skip})
+
+    return change
+
+
+WAYS: dict[str, Callable[[StageConfig], StageConfig]] = {
+    "dense": _dense,
+    "sts": lambda stage: stage,
+    "balanced": _selecting("balanced"),
+    "independent": _selecting("independent"),
+}
+"""Ways to train a stage, by name: dense, as the recipe has it, or that with one selection of layers or the other."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared and how often.
+
+    stage: of training. ways: of WAYS, dense among them. plans: steps, spread over the stage, that are timed, each
+    `repeats` times. warm_up: untimed steps of each way.
+    """
+
+    stage: str
+    ways: tuple[str, ...]
+    plans: int = 6
+    repeats: int = 2
+    warm_up: int = 1
+
+    def recipe_of(self, way: str, recipe: Recipe) -> Recipe:
+        """The recipe whose plan a way follows, for the stage that is compared; ConfigError where it does not fit."""
+        return resolve_skip_groups(recipe.model_copy(update={"stages": (WAYS[way](recipe.stage(self.stage)),)}))
+
+    def total_steps(self, recipe: Recipe) -> int:
+        """Steps of the stage, from the recipe alone; ConfigError where it has not the sizes."""
+        stage = recipe.stage(self.stage)
+        field = f"stages.{stage.name}"
+        if stage.data.text_tokens is None:
+            raise ConfigError(
+                f"{field}.data.text_tokens is not set; give the mean text tokens of a record, of which the benchmark "
+                "makes its samples"
+            )
+        if stage.steps is None and stage.data.samples is None:
+            raise ConfigError(f"{field} is measured in epochs and {field}.data.samples is not set; give it, or steps")
+        return stage_steps(stage, stage.data.samples or 0)
+
+
+def check_comparison(comparison: Comparison, recipe: Recipe) -> None:
+    """Raise ConfigError, naming the option or the field, where the comparison cannot be made."""
+    ways = comparison.ways
+    if any(way not in WAYS for way in ways) or "dense" not in ways or len(set(ways)) != len(ways) or len(ways) < 2:
+        raise ConfigError(
+            f"--compare is '{','.join(ways)}'; give dense and at least one other, each once, of {', '.join(WAYS)}"
+        )
+    for option, value in (("plans", comparison.plans), ("repeats", comparison.repeats)):
+        if value < 1:
+            raise ConfigError(f"--{option} is {value}; give at least 1")
+    comparison.total_steps(recipe)
+    for way in ways:
+        comparison.recipe_of(way, recipe)
+
+
+def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Each run's figures with its saving against `dense`; that of the first other run once more by itself.
+
+    speedup, ideal_speedup: dense over run, of step time and of FLOPs. retained_saving: the share of the FLOPs' saving
+    that the step time shows, (1 - T / T_dense) / (1 - F / F_dense); null where no FLOPs are saved.
+    """
+    dense = figures["dense"]
+    savings = {}
+    for name, run in figures.items():
+        time_ratio, flops_ratio = run["step_time_s"] / dense["step_time_s"], run["flops"] / dense["flops"]
+        retained = (1 - time_ratio) / (1 - flops_ratio) if flops_ratio < 1 else None
+        savings[name] = {"speedup": 1 / time_ratio, "ideal_speedup": 1 / flops_ratio, "retained_saving": retained}
+    first = next(name for name in figures if name != "dense")
+    return {"runs": {name: {**run, **savings[name]} for name, run in figures.items()}, **savings[first]}
+
+
+def table(result: dict[str, Any]) -> str:
+    """A comparison's result to read."""
+    layout = result["layout"]
+    lines = [
+        f"stage {result['stage']} on {result['device']}; tensor {layout['tensor']} x pipeline {layout['pipeline']} "
+        f"(virtual {layout['virtual_pipeline']}) x data {layout['data']}",
+        f"{'run':<14}{'step s':>10}{'FLOPs':>12}{'memory GiB':>12}{'speed-up':>10}{'ideal':>8}{'retained':>10}",
+    ]
+    for name, run in result["runs"].items():
+        retained = "" if run["retained_saving"] is None else f"{run['retained_saving']:.3f}"
+        lines.append(
+            f"{name:<14}{run['step_time_s']:>10.4f}{run['flops']:>12.3e}{run['peak_memory_bytes'] / 2**30:>12.2f}"
+            f"{run['speedup']:>10.3f}{run['ideal_speedup']:>8.3f}{retained:>10}"
+        )
+    return "\n".join(lines)

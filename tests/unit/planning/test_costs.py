@@ -1,0 +1,59 @@
+"""Shows that a micro-batch costs a rank what its parts cost, by hand and against step_flops."""
+
+import pytest
+
+from megatron_sts.planning.costs import PassCost, micro_batch_costs
+from megatron_sts.sts import step_flops
+
+# One layer of a 7B model over 576 + 340 tokens, by hand: 4 h^2 + 3 h f a token, 2 S^2 h for the causal half.
+LENGTH = 916
+MATRICES = 2 * LENGTH * (4 * 4096**2 + 3 * 4096 * 11008)
+ATTENTION = 2 * LENGTH**2 * 4096
+HEAD = 2 * LENGTH * 4096 * 32000
+
+
+def test_a_trained_layer_costs_one_forward_and_twice_that_backward(make):
+    recipe = make()
+    costs = micro_batch_costs(recipe, recipe.stage("tune"), 576)
+    assert costs.layer.forward == 2 * (MATRICES + ATTENTION)
+    assert costs.layer.backward == 2 * (2 * MATRICES + 2 * ATTENTION)
+    assert costs.last == PassCost(2 * HEAD, 4 * HEAD)
+
+
+def test_a_frozen_layer_has_no_weight_gradients(make):
+    recipe = make(tune__trains=["projector"], tune__learning_rate={"projector": 1e-3})
+    costs = micro_batch_costs(recipe, recipe.stage("tune"), 576)
+    assert costs.layer.backward == 2 * (MATRICES + 2 * ATTENTION)
+    assert costs.last == PassCost(2 * HEAD, 2 * HEAD)
+
+
+@pytest.mark.parametrize(("recompute", "again"), [("selective", ATTENTION), ("full", MATRICES + ATTENTION)])
+def test_recomputation_adds_to_the_backward_pass(make, recompute, again):
+    recipe = make(recompute=recompute)
+    costs = micro_batch_costs(recipe, recipe.stage("tune"), 576)
+    assert costs.layer.forward == 2 * (MATRICES + ATTENTION)
+    assert costs.layer.backward == 2 * (2 * MATRICES + 2 * ATTENTION + again)
+
+
+def test_tensor_parallel_ranks_share_layers_and_logits_but_not_the_tower(make):
+    one, eight = make(), make(parallel={"tensor": 8})
+    alone, shared = (micro_batch_costs(recipe, recipe.stage("tune"), 576) for recipe in (one, eight))
+    assert shared.layer.total == pytest.approx(alone.layer.total / 8)
+    assert shared.last.total == pytest.approx(alone.last.total / 8)
+    assert shared.first == alone.first
+    # 8 ranks: 916 tokens are padded to 920, and each rank projects its own chunk's.
+    sequence = make(parallel={"tensor": 8, "sequence_parallel": True})
+    chunked = micro_batch_costs(sequence, sequence.stage("tune"), 576)
+    projector = 2 * 576 * (1024 * 4096 + 4096 * 4096) * 2
+    assert alone.first.forward - chunked.first.forward == pytest.approx(projector * 7 / 8)
+
+
+def test_all_parts_together_are_the_step(make):
+    recipe = make()
+    stage = recipe.stage("tune")
+    costs = micro_batch_costs(recipe, stage, 576)
+    forward, backward = costs.of_stages([20, 12])
+    step = step_flops(
+        recipe.architecture, stage.trains, samples=2, images=2, length=LENGTH, visual_tokens=576, layers_run=32
+    )
+    assert sum(forward) + sum(backward) == pytest.approx(step.total)

@@ -1,0 +1,90 @@
+"""Shows that parameters are those of transformers' models; tests/parallel/test_memory.py has the real buffers."""
+
+import pytest
+import torch
+from transformers import AutoModel, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig
+
+from megatron_sts.config import VisionArchitecture
+from megatron_sts.planning.memory import part_parameters, rank_bytes, tower_parameters
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("tied", "groups"), [(False, 32), (True, 8)])
+def test_language_parameters_are_llamas(make, tied, groups):
+    recipe = make(
+        model__architecture__language__tied_embeddings=tied, model__architecture__language__query_groups=groups
+    )
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=32000,
+                hidden_size=4096,
+                intermediate_size=11008,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                num_key_value_heads=groups,
+                tie_word_embeddings=tied,
+            )
+        )
+    assert part_parameters(recipe, 0)["language"] == count(llama)
+    assert part_parameters(recipe, 0)["projector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+
+
+@pytest.mark.parametrize(("family", "configuration"), [("clip", CLIPVisionConfig), ("siglip", SiglipVisionConfig)])
+def test_tower_parameters_are_those_of_the_encoder(family, configuration):
+    vision = VisionArchitecture(
+        family=family,
+        image_size=336,
+        patch_size=14,
+        hidden_size=1024,
+        layers=24,
+        attention_heads=16,
+        ffn_hidden_size=4096,
+        feature_select="full",
+    )
+    config = configuration(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    config.vision_use_head = False
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config)
+    assert tower_parameters(vision) == count(encoder)
+    # Of 24 layers 23 run; the last one and the norm after it are not trained either.
+    (layers,) = (part for name, part in encoder.named_modules() if name.endswith("encoder.layers"))
+    assert tower_parameters(vision, used=True) == count(encoder) - count(layers[-1]) - 2 * 1024
+
+
+def test_pipeline_and_tensor_parallel_ranks_hold_the_whole_model_once(make):
+    whole = part_parameters(make(), 0)["language"]
+    pipeline = make(parallel={"pipeline": 4, "layers_per_stage": [7, 8, 8, 9]})
+    assert sum(part_parameters(pipeline, rank)["language"] for rank in range(4)) == whole
+    assert part_parameters(pipeline, 1)["projector"] == part_parameters(pipeline, 1)["vision"] == 0
+    # All but the norms, 2 h a layer and h at the end, is divided.
+    assert part_parameters(make(), 0, tensor=8)["language"] == (whole - 65 * 4096) // 8 + 65 * 4096
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "bytes_a_parameter"),
+    [
+        ("fp32", {}, (4, 4, 8)),
+        ("bf16", {}, (2, 4, 12)),
+        ("bf16", {"distributed": True}, (2, 4, 12 / 8)),
+        ("fp32", {"kind": "sgd"}, (4, 4, 4)),
+        ("fp32", {"kind": "sgd", "momentum": 0.0}, (4, 4, 0)),
+    ],
+)
+def test_bytes_of_a_trained_parameter(make, precision, optimizer, bytes_a_parameter):
+    recipe = make(precision=precision, optimizer=optimizer, parallel={"pipeline": 4})
+    held = rank_bytes(recipe, recipe.stage("tune"), 1, data_parallel=8)
+    count = part_parameters(recipe, 1)["language"]
+    assert (held.parameters, held.gradients, held.optimizer) == tuple(each * count for each in bytes_a_parameter)
+    frozen = rank_bytes(recipe, recipe.stage("align"), 1, data_parallel=8)
+    assert (frozen.gradients, frozen.optimizer) == (0, 0)

@@ -1,0 +1,118 @@
+"""Shows which groups a run resolves, what it keeps of an earlier one, and what is refused with the remedy."""
+
+import pytest
+
+from megatron_sts.config import Recipe
+from megatron_sts.errors import ConfigError
+from megatron_sts.sts import group_sizes, resolve_skip_groups
+from tests.tiny import ARCHITECTURE
+
+
+def recipe(skip: dict | None, parallel: dict | None = None, layers: int = 8) -> Recipe:
+    stage = {
+        "name": "tune",
+        "data": {"train": "data.json"},
+        "trains": ["projector"],
+        "steps": 10,
+        "batch": {"global": 8, "micro": 2},
+        "learning_rate": {"projector": 1e-3},
+        "skip": skip,
+    }
+    architecture = ARCHITECTURE | {"language": ARCHITECTURE["language"] | {"layers": layers}}
+    return Recipe.model_validate(
+        {
+            "output_dir": "run",
+            "parallel": parallel or {},
+            "model": {"architecture": architecture},
+            "stages": [stage | {"name": "align", "skip": None}, stage],
+        }
+    )
+
+
+def resolved(*arguments, earlier: Recipe | None = None, **settings) -> tuple[int, ...]:
+    found = resolve_skip_groups(recipe(*arguments, **settings), earlier)
+    assert found.stages[0].skip is None
+    return found.stages[1].skip.skip_groups
+
+
+HALF = {"alpha": 0.5}
+
+
+def test_open_groups_are_the_virtual_stages_of_the_layout():
+    assert resolved(HALF) == (8,)
+    assert resolved(HALF, {"pipeline": 2}) == (4, 4)
+    assert resolved(HALF, {"pipeline": 2, "virtual_pipeline": 2}) == (2, 2, 2, 2)
+    assert resolved(HALF, {"pipeline": 2, "layers_per_stage": [3, 5]}) == (3, 5)
+
+
+def test_groups_are_a_number_or_sizes():
+    assert resolved(HALF | {"skip_groups": 4}, {"pipeline": 2}) == (2, 2, 2, 2)
+    assert resolved(HALF | {"skip_groups": [2, 2, 4]}, {"pipeline": 2}) == (2, 2, 4)
+
+
+def test_groups_of_the_earlier_run_are_kept_where_the_recipe_leaves_them_open():
+    earlier = resolve_skip_groups(recipe(HALF, {"pipeline": 4}))
+    assert resolved(HALF, {"pipeline": 2}, earlier=earlier) == (2, 2, 2, 2)
+    assert resolved(HALF | {"skip_groups": 2}, {"pipeline": 2}, earlier=earlier) == (4, 4)
+    # Another depth is another run.
+    assert resolved(HALF, layers=4, earlier=earlier) == (4,)
+
+
+def test_resolved_groups_stay_as_they_are():
+    once = resolve_skip_groups(recipe(HALF, {"pipeline": 2}))
+    assert resolve_skip_groups(once) == once
+    assert group_sizes(once, once.stages[1].skip) == (4, 4)
+
+
+def test_a_layout_that_cannot_honour_the_groups_of_the_earlier_run_is_refused():
+    earlier = resolve_skip_groups(recipe(HALF, {"pipeline": 2}))
+    with pytest.raises(ConfigError, match=r"stages\.tune\.skip\.skip_groups \[4, 4\] has the layers 0 to 3 in one"):
+        resolved(HALF, {"pipeline": 4}, earlier=earlier)
+
+
+@pytest.mark.parametrize(
+    ("skip", "parallel", "parts"),
+    [
+        (
+            HALF | {"skip_groups": [3, 5]},
+            {"pipeline": 2},
+            [
+                "layers 3 to 7 in one group",
+                "virtual pipeline stage 0 of this layout ends after layer 3",
+                "choose groups",
+            ],
+        ),
+        (HALF | {"skip_groups": [1, 7]}, {}, ["every group skip 2 layers", "group 0 has 1 that may", "lower alpha"]),
+        (
+            HALF | {"skip_groups": 2, "never_skip": [0, 1, 2]},
+            {},
+            ["every group skip 1.25 layers", "group 0 has 1", "never_skip [0, 1, 2] left out", "take layers off"],
+        ),
+        (HALF | {"skip_groups": 4, "never_skip": [0, 1]}, {}, ["group 0 has 0 that may be skipped"]),
+        (
+            {"alpha": 0.5, "epsilon": 1.0, "skip_groups": [2, 6]},
+            {},
+            ["epsilon 1 with groups of [2, 6] layers", "probability", "lower epsilon or alpha"],
+        ),
+        (
+            HALF | {"min_layers_run": 5, "skip_groups": 4},
+            {},
+            ["leaves 3 layers to skip, fewer than the 4", "at most 4"],
+        ),
+        (
+            {"alpha": 1.0, "selection": "independent", "min_layers_run": 1},
+            {},
+            ["min_layers_run is 1 of 8, but 8 layers have the skip probability 1"],
+        ),
+    ],
+)
+def test_what_cannot_be_met_is_refused_with_what_to_change(skip, parallel, parts):
+    with pytest.raises(ConfigError) as caught:
+        resolved(skip, parallel)
+    assert "stages.tune.skip." in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_alpha_zero_fits_any_groups():
+    assert resolved({"alpha": 0.0, "skip_groups": [1, 7], "never_skip": [0]}) == (1, 7)

@@ -1,0 +1,79 @@
+"""Shows which ways a benchmark compares, what it refuses, and its figures worked out by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_sts.config import Recipe, load_recipe
+from megatron_sts.errors import ConfigError
+from megatron_sts.train.comparison import Comparison, check_comparison, summary, table
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "benchmark_skipping" / "sts.yaml"
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe(EXAMPLE, check_files=False)
+
+
+def test_ways_differ_in_the_sparsity_alone(recipe):
+    comparison = Comparison("tune", ("dense", "sts", "independent", "balanced"))
+    dense = comparison.recipe_of("dense", recipe).stage("tune")
+    assert dense.skip is None and dense.compress is None
+    sts = comparison.recipe_of("sts", recipe).stage("tune")
+    assert sts.skip.selection == "balanced" and sts.skip.skip_groups == (4, 4)
+    assert comparison.recipe_of("balanced", recipe).stage("tune") == sts
+    independent = comparison.recipe_of("independent", recipe).stage("tune")
+    assert independent.skip.selection == "independent" and independent.skip.skip_groups is None
+    assert independent.model_copy(update={"skip": None}) == dense
+
+
+def test_steps_follow_from_epochs_and_samples(recipe):
+    # 16,000 samples in batches of 32.
+    assert Comparison("tune", ("dense", "sts")).total_steps(recipe) == 500
+
+
+@pytest.mark.parametrize(
+    ("overrides", "comparison", "part"),
+    [
+        ([], Comparison("tune", ("sts", "balanced")), "--compare is 'sts,balanced'; give dense and at least one other"),
+        ([], Comparison("tune", ("dense", "fast")), "of dense, sts, balanced, independent"),
+        ([], Comparison("tune", ("dense", "sts"), plans=0), "--plans is 0; give at least 1"),
+        ([], Comparison("align", ("dense", "sts")), "the recipe has no stage 'align'"),
+        (
+            ["stages.tune.data.text_tokens=null"],
+            Comparison("tune", ("dense", "sts")),
+            "stages.tune.data.text_tokens is",
+        ),
+        (
+            ["stages.tune.data.samples=null"],
+            Comparison("tune", ("dense", "sts")),
+            "stages.tune.data.samples is not set",
+        ),
+        (["stages.tune.skip=null"], Comparison("tune", ("dense", "balanced")), "stages.tune has no skip"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(overrides, comparison, part):
+    recipe = load_recipe(EXAMPLE, overrides, check_files=False)
+    with pytest.raises(ConfigError) as caught:
+        check_comparison(comparison, recipe)
+    assert part in str(caught.value)
+
+
+def test_retained_saving_is_the_share_of_the_ideal_saving():
+    figures = {
+        "dense": {"step_time_s": 10.0, "flops": 100.0, "peak_memory_bytes": 2**30},
+        "sts": {"step_time_s": 6.0, "flops": 50.0, "peak_memory_bytes": 2**30},
+        "independent": {"step_time_s": 9.0, "flops": 50.0, "peak_memory_bytes": 2**30},
+    }
+    result = summary(figures)
+    # 0.4 of the time is saved where half of the FLOPs are.
+    assert result["retained_saving"] == pytest.approx(0.8)
+    assert result["speedup"] == pytest.approx(10 / 6) and result["ideal_speedup"] == pytest.approx(2.0)
+    assert result["runs"]["independent"]["retained_saving"] == pytest.approx(0.2)
+    assert result["runs"]["dense"]["retained_saving"] is None
+    shown = table(
+        result
+        | {"stage": "tune", "device": "CPU", "layout": {"tensor": 1, "pipeline": 2, "virtual_pipeline": 1, "data": 1}}
+    )
+    assert "0.800" in shown and "0.200" in shown

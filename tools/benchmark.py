@@ -1,0 +1,113 @@
+"""Times ways to train a stage side by side in one run.
+
+python tools/benchmark.py --config RECIPE.yaml --compare dense,sts [--stage NAME] [key.sub=value ...]
+
+Starts its own ranks as the recipe's layout asks. One json object on standard output, talk on standard error.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from megatron_sts.config import Recipe, check_world, load_recipe
+from megatron_sts.errors import ConfigError, MegatronStsError
+from megatron_sts.train.comparison import Comparison, check_comparison, table
+from megatron_sts.versions import check_versions
+
+# What the ranks are started with in place of an option: where rank 0 leaves the result.
+_RESULT = "MEGATRON_STS_BENCHMARK_RESULT"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
+    parser.add_argument(
+        "--compare", required=True, help="ways to train, dense among them: dense,sts,balanced,independent"
+    )
+    parser.add_argument("--stage", help="training stage (default: the last one that skips or compresses)")
+    parser.add_argument("--data-parallel", type=int, default=1, help="data-parallel ranks (default 1)")
+    parser.add_argument("--plans", type=int, default=6, help="steps of the stage that are timed (default 6)")
+    parser.add_argument("--repeats", type=int, default=2, help="times that each of them is timed (default 2)")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps of each way before that (default 1)")
+    parser.add_argument("--output", type=Path, help="also write the json to this file")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. parallel.pipeline=2")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Start the ranks, or be one; returns the exit code."""
+    options = parse(arguments)
+    try:
+        check_versions()
+        recipe = load_recipe(options.config, options.overrides, check_files=False)
+        if _RESULT in os.environ:
+            run_rank(recipe, options)
+            return 0
+        return start_ranks(recipe, options, sys.argv[1:] if arguments is None else arguments)
+    except MegatronStsError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def comparison_of(recipe: Recipe, options: argparse.Namespace) -> Comparison:
+    """What the options ask for, checked; ConfigError names an option or a field that does not fit."""
+    sparse = [stage.name for stage in recipe.stages if stage.skip is not None or stage.compress is not None]
+    if options.stage is None and not sparse:
+        raise ConfigError("no stage of the recipe skips or compresses: dense has nothing to be compared with")
+    ways = tuple(options.compare.split(","))
+    comparison = Comparison(options.stage or sparse[-1], ways, options.plans, options.repeats, options.warm_up)
+    check_comparison(comparison, recipe)
+    return comparison
+
+
+def start_ranks(recipe: Recipe, options: argparse.Namespace, arguments: list[str]) -> int:
+    """Check everything, run this program on every rank, print what rank 0 left."""
+    comparison_of(recipe, options)
+    parallel = recipe.parallel
+    ranks = parallel.tensor * parallel.pipeline * parallel.context * options.data_parallel
+    check_world(recipe, ranks)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(ranks), str(Path(__file__).resolve()), *arguments]
+    # Ranks on one machine's cores share them out.
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+    environment = {"OMP_NUM_THREADS": str(threads), "TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    environment |= os.environ
+    with tempfile.TemporaryDirectory() as directory:
+        result = Path(directory) / "result.json"
+        done = subprocess.run(command, env=environment | {_RESULT: str(result)}, stdout=sys.stderr, check=False)
+        if done.returncode != 0 or not result.is_file():
+            print("error: the ranks did not end well, see above", file=sys.stderr)
+            return done.returncode or 1
+        text = result.read_text()
+    print(table(json.loads(text)), file=sys.stderr)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
+    return 0
+
+
+def run_rank(recipe: Recipe, options: argparse.Namespace) -> None:
+    """This rank's part of the measurement."""
+    from megatron_sts.parallel.groups import stop_groups
+    from megatron_sts.train.benchmark import compare
+
+    speaks = os.environ["RANK"] == "0"
+
+    def say(text: str) -> None:
+        if speaks:
+            print(text, file=sys.stderr, flush=True)
+
+    result = compare(recipe, comparison_of(recipe, options), say)
+    if speaks:
+        Path(os.environ[_RESULT]).write_text(json.dumps(result, indent=2))
+    stop_groups()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

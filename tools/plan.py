@@ -1,0 +1,54 @@
+"""Plan a run before any GPU is rented: `python tools/plan.py --config RECIPE.yaml [key.sub=value ...]`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from megatron_sts.config import load_recipe
+from megatron_sts.errors import MegatronStsError
+from megatron_sts.planning import forecast, forecast_record, forecast_text, step_records
+
+
+def main() -> int:
+    """Parse, plan, print; 2 on an error of the user's."""
+    parser = argparse.ArgumentParser(description="What a recipe skips, saves, takes and holds, from the recipe alone.")
+    parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
+    parser.add_argument(
+        "--data-parallel", type=_positive, default=1, metavar="N", help="data-parallel ranks (default 1)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one json object instead of text")
+    form.add_argument(
+        "--dump-steps", type=_positive, metavar="N", help="the plan of each stage's first N steps, as json"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw skip probabilities and pipeline load")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. parallel.pipeline=4")
+    arguments = parser.parse_intermixed_args()
+    try:
+        recipe = load_recipe(arguments.config, arguments.overrides, check_files=False)
+        if arguments.dump_steps:
+            for record in step_records(recipe, arguments.dump_steps, arguments.data_parallel):
+                print(json.dumps(record))
+            return 0
+        found = forecast(recipe, arguments.data_parallel)
+        if arguments.plot:
+            from megatron_sts.planning.plot import plot_forecast
+
+            plot_forecast(found, arguments.plot)
+        print(json.dumps(forecast_record(found), indent=1) if arguments.json else forecast_text(found))
+    except MegatronStsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
