@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -79,16 +78,6 @@ def exported(make: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory
     output = tmp_path_factory.mktemp("exported") / "model"
     export_checkpoint(make("siglip").checkpoint, output)
     return output
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder with three pictures of different content and size."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number, size in enumerate([(30, 30), (40, 24), (28, 28)]):
-        Image.radial_gradient("L").rotate(number * 40).resize(size).convert("RGB").save(folder / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="session")

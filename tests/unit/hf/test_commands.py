@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -74,37 +73,10 @@ def test_convert_says_which_sources_go_together(
     assert "give --hf, or --vision with --language, or --vision with --megatron" in capsys.readouterr().err
 
 
-def test_evaluate_prints_a_table_or_json(exported: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = {"question_id": 1, "image": "0.png", "text": "What?", "answer": "two", "category": "read"}
-    (pictures / "q.jsonl").write_text(json.dumps(record))
-    arguments = ["--model", str(exported), "--data", str(pictures / "q.jsonl"), "--max-new-tokens", "2"]
-    assert load("evaluate").main(arguments) == 0
-    captured = capsys.readouterr()
-    assert captured.out.splitlines()[1].split()[:2] == ["all", "1"]
-    assert "1 of 1 questions" in captured.err
-    assert load("evaluate").main([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["questions"] == 1
-
-
-def test_generate_prints_one_answer(exported: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "--model",
-        str(exported),
-        "--image",
-        str(pictures / "0.png"),
-        "--prompt",
-        "What digit is it?",
-    ]
-    assert load("generate").main([*arguments, "--max-new-tokens", "4"]) == 0
-    assert capsys.readouterr().out.strip()
-
-
 @pytest.mark.parametrize(
     ("tool", "arguments"),
     [
         ("convert", ["export", "--checkpoint", "nowhere", "--output", "model"]),
-        ("evaluate", ["--model", "nowhere", "--data", "nowhere.jsonl"]),
-        ("generate", ["--model", "nowhere", "--image", "a.png", "--prompt", "What?"]),
     ],
 )
 def test_a_users_error_is_one_message_and_code_2(

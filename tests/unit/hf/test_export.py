@@ -88,8 +88,8 @@ def test_the_model_card_states_the_recipe(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     assert "stage `tune`, step 10" in card
     assert "| align | projector | `align.json` | plain | 10 steps | 8 | projector 0.001 |" in card
-    assert "| uniform, 0.5 of them kept |" in card
-    assert "skipped: alpha 0.5, epsilon 0.25, by step, independent" in card
+    assert "| compressed: strategy uniform, keep_ratio 0.5 |" in card
+    assert "| skipped: alpha 0.5, epsilon 0.25, progress step, " in card
 
 
 def test_weights_can_be_cast_and_split(make: Callable[..., Any], tmp_path: Path) -> None:
