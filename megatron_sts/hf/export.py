@@ -41,7 +41,7 @@ from megatron_sts.hf.names import (
 )
 from megatron_sts.hf.output import check_output, written_beside
 from megatron_sts.hf.processor import build_processor, load_tokenizer, save_processor
-from megatron_sts.hf.report import REPORT_FILE, TensorReport, TensorRow
+from megatron_sts.hf.report import REPORT_FILE, Kind, TensorReport, TensorRow
 from megatron_sts.hf.shards import ShardWriter, shard_bytes
 from megatron_sts.hf.training_checkpoint import TensorReader
 
@@ -189,7 +189,7 @@ def _tensors(reader: TensorReader, architecture: Architecture) -> Iterator[tuple
     for key in reader.shapes:
         if key.startswith(VISION) and not _is_unused(key):
             name = checkpoint_vision_name(key)
-            kind = "mapped" if runs(name, architecture.vision.used_layers) else "carried"
+            kind: Kind = "mapped" if runs(name, architecture.vision.used_layers) else "carried"
             yield _row(FILE_PREFIX["vision"] + name, key, reader.read(key), kind)
         elif key.startswith(PROJECTOR):
             yield _row(FILE_PREFIX["projector"] + key.removeprefix(PROJECTOR), key, reader.read(key))
@@ -208,6 +208,6 @@ def _read(reader: TensorReader, rule: Rule, layer: int | None, language: Languag
     return reader.read(key, slice(language.vocabulary_size) if rule in VOCABULARY_RULES else slice(None))
 
 
-def _row(name: str, key: str, tensor: Tensor, kind: str = "mapped") -> tuple[TensorRow, Tensor]:
+def _row(name: str, key: str, tensor: Tensor, kind: Kind = "mapped") -> tuple[TensorRow, Tensor]:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return TensorRow(name, kind, (key,), tuple(tensor.shape), dtype), tensor  # type: ignore[arg-type]
+    return TensorRow(name, kind, (key,), tuple(tensor.shape), dtype), tensor

@@ -116,7 +116,7 @@ def import_pair(
         vision=vision_part(open_source(vision, options.allow_pickle), report),
         language_pieces=lambda maker: maker.language_pieces(source),
         projector=None,
-        fresh_dtype=source.dtype("model.norm.weight"),
+        fresh_dtype=source.dtype("model.embed_tokens.weight"),
         tokenizer=tokenizer,
         report=report,
     )
@@ -149,7 +149,7 @@ def import_megatron(
         vision=vision_part(open_source(vision, options.allow_pickle), report),
         language_pieces=lambda maker: maker.megatron_pieces(source),
         projector=None,
-        fresh_dtype=source.dtype("decoder.final_layernorm.weight"),
+        fresh_dtype=source.dtype("embedding.word_embeddings.weight"),
         tokenizer=tokenizer,
         report=report,
     )
@@ -177,7 +177,7 @@ def import_llava(
         vision=vision_part(by_part["vision"], report),
         language_pieces=lambda maker: maker.language_pieces(source),
         projector=by_part["projector"],
-        fresh_dtype=source.dtype("model.norm.weight"),
+        fresh_dtype=source.dtype("model.embed_tokens.weight"),
         tokenizer=tokenizer,
         report=report,
     )

@@ -58,10 +58,15 @@ def part_parameters(recipe: Recipe, rank: int, tensor: int = 1) -> dict[str, int
 
 
 def layer_parameters(recipe: Recipe, tensor: int = 1) -> int:
-    """Parameters of one layer of the language model on one of `tensor` ranks: four matrices and two norms."""
+    """Parameters of one layer of the language model on one of `tensor` ranks: four matrices, two norms and what its
+    family adds, biases of query, key and value or norms of query and key.
+    """
     language = recipe.architecture.language
-    attention = language.head_size * (2 * language.attention_heads + 2 * language.query_groups)
-    return language.hidden_size * ((attention + 3 * language.ffn_hidden_size) // tensor + 2)
+    head, heads, groups = language.head_size, language.attention_heads, language.query_groups
+    attention = head * (2 * heads + 2 * groups)
+    matrices = language.hidden_size * ((attention + 3 * language.ffn_hidden_size) // tensor + 2)
+    biases = head * (heads + 2 * groups) // tensor if language.query_key_value_bias else 0
+    return matrices + biases + (2 * head if language.query_key_norm else 0)
 
 
 def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
@@ -73,7 +78,7 @@ def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
     layers += 0 if used else 2 * hidden
     patches = 3 * vision.patch_size**2 * hidden + vision.patches * hidden
     # clip: class token with its position, and a norm before the layers; siglip: a bias of the patch embedding.
-    return layers + patches + (4 * hidden if vision.family == "clip" else hidden)
+    return layers + patches + (4 * hidden if vision.has_class_token else hidden)
 
 
 def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int) -> RankBytes:

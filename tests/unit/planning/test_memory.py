@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from transformers import AutoModel, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    SiglipVisionConfig,
+)
 
 from megatron_sts.config import VisionArchitecture
 from megatron_sts.planning.memory import part_parameters, rank_bytes, tower_parameters
@@ -31,6 +42,29 @@ def test_language_parameters_are_llamas(make, tied, groups):
         )
     assert part_parameters(recipe, 0)["language"] == count(llama)
     assert part_parameters(recipe, 0)["projector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("mistral", MistralConfig), ("qwen2", Qwen2Config), ("qwen3", Qwen3Config), ("phi3", Phi3Config)],
+)
+def test_language_parameters_are_those_of_other_families(make, family, kind):
+    """Biases, norms of query and key, and a head size of its own."""
+    language = {"family": family, "query_groups": 8, "attention_head_size": 96}
+    recipe = make(**{f"model__architecture__language__{name}": value for name, value in language.items()})
+    config = kind(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=96,
+        pad_token_id=0,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert part_parameters(recipe, 0)["language"] == count(model)
 
 
 @pytest.mark.parametrize(("family", "configuration"), [("clip", CLIPVisionConfig), ("siglip", SiglipVisionConfig)])
