@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoTokenizer,
-)
+from transformers import AutoTokenizer
 
 from megatron_sts.config import Recipe, load_recipe, read_run
 from megatron_sts.data import image_token_id
