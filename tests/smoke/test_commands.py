@@ -89,6 +89,23 @@ def test_torchrun_trains_with_overrides_and_resumes(root, tmp_path):
     assert [line["loss"] for line in repeated] == [line["loss"] for line in lines]
 
 
+def test_benchmark_starts_its_ranks_and_prints_one_json_object(root, tmp_path):
+    skip = {"alpha": 0.5, "schedule": "constant"}
+    recipe = tiny_recipe(root, tune__skip=skip, tune__data={"text_tokens": 20}, parallel={"pipeline": 2})
+    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--config", str(_recipe_file(recipe, tmp_path))]
+    command += ["--compare", "dense,sts", "--plans", "1", "--repeats", "1"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result["runs"]) == {"dense", "sts"}
+    for run in result["runs"].values():
+        assert {"step_time_s", "flops", "peak_memory_bytes"} <= set(run)
+    assert {"speedup", "ideal_speedup", "retained_saving"} <= set(result)
+    assert "retained" in done.stderr
+
+
 def test_dry_run_needs_neither_data_nor_weights(root, tmp_path):
     planned = {"samples": 1000, "text_tokens": 20, "train": "/nowhere/train.json", "images": "/nowhere"}
     overrides = [f"stages.{stage}.data.{key}={value}" for stage in ("align", "tune") for key, value in planned.items()]
