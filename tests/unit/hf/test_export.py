@@ -136,7 +136,7 @@ def test_nothing_is_left_when_writing_fails(
         raise OSError("no space left")
 
     monkeypatch.setattr("megatron_sts.hf.shards.save_file", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(ConversionError, match=r"model: cannot be written \(OSError: no space left\)"):
         export_checkpoint(make("siglip").checkpoint, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
