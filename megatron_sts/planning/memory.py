@@ -58,15 +58,16 @@ def part_parameters(recipe: Recipe, rank: int, tensor: int = 1) -> dict[str, int
 
 
 def layer_parameters(recipe: Recipe, tensor: int = 1) -> int:
-    """Parameters of one layer of the language model on one of `tensor` ranks: four matrices, two norms and what its
-    family adds, biases of query, key and value or norms of query and key.
+    """Parameters of one layer of the language model on one of `tensor` ranks.
+
+    Four matrices and two norms; in some families biases of query, key and value, or norms of query and key.
     """
     language = recipe.architecture.language
-    head, heads, groups = language.head_size, language.attention_heads, language.query_groups
-    attention = head * (2 * heads + 2 * groups)
-    matrices = language.hidden_size * ((attention + 3 * language.ffn_hidden_size) // tensor + 2)
-    biases = head * (heads + 2 * groups) // tensor if language.query_key_value_bias else 0
-    return matrices + biases + (2 * head if language.query_key_norm else 0)
+    hidden, heads = language.hidden_size, language.attention_heads + 2 * language.query_groups
+    attention = language.head_size * (heads + language.attention_heads)
+    biases = language.head_size * heads // tensor if language.query_key_value_bias else 0
+    head_norms = 2 * language.head_size if language.query_key_norm else 0
+    return hidden * ((attention + 3 * language.ffn_hidden_size) // tensor + 2) + biases + head_norms
 
 
 def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
