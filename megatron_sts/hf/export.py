@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from megatron_sts.config import Architecture, LanguageArchitecture, read_run
 from megatron_sts.errors import ConversionError
@@ -41,7 +41,7 @@ from megatron_sts.hf.names import (
 )
 from megatron_sts.hf.output import check_output, written_beside
 from megatron_sts.hf.processor import build_processor, load_tokenizer, save_processor
-from megatron_sts.hf.report import REPORT_FILE, TensorReport, TensorRow
+from megatron_sts.hf.report import REPORT_FILE, Kind, TensorReport, TensorRow
 from megatron_sts.hf.shards import ShardWriter, shard_bytes
 from megatron_sts.hf.training_checkpoint import TensorReader
 
@@ -173,6 +173,7 @@ def _check_checkpoint(reader: TensorReader, config: LlavaConfig, architecture: A
     """Raise ConversionError unless the checkpoint has exactly the tensors of the model."""
     expected = megatron_shapes(architecture.language)
     expected |= projector_shapes(architecture.vision.hidden_size, architecture.language.hidden_size)
+    assert isinstance(config.vision_config, PreTrainedConfig)
     # A checkpoint may be of a release of transformers that calls the vision encoder's tensors otherwise.
     expected |= {_own(key): shape for key, shape in vision_shapes(config.vision_config).items()}
     found = {_own(key): shape for key, shape in reader.shapes.items() if not _is_unused(key)}
@@ -188,7 +189,7 @@ def _tensors(reader: TensorReader, architecture: Architecture) -> Iterator[tuple
     for key in reader.shapes:
         if key.startswith(VISION) and not _is_unused(key):
             name = checkpoint_vision_name(key)
-            kind = "mapped" if runs(name, architecture.vision.used_layers) else "carried"
+            kind: Kind = "mapped" if runs(name, architecture.vision.used_layers) else "carried"
             yield _row(FILE_PREFIX["vision"] + name, key, reader.read(key), kind)
         elif key.startswith(PROJECTOR):
             yield _row(FILE_PREFIX["projector"] + key.removeprefix(PROJECTOR), key, reader.read(key))
@@ -207,6 +208,6 @@ def _read(reader: TensorReader, rule: Rule, layer: int | None, language: Languag
     return reader.read(key, slice(language.vocabulary_size) if rule in VOCABULARY_RULES else slice(None))
 
 
-def _row(name: str, key: str, tensor: Tensor, kind: str = "mapped") -> tuple[TensorRow, Tensor]:
+def _row(name: str, key: str, tensor: Tensor, kind: Kind = "mapped") -> tuple[TensorRow, Tensor]:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return TensorRow(name, kind, (key,), tuple(tensor.shape), dtype), tensor  # type: ignore[arg-type]
+    return TensorRow(name, kind, (key,), tuple(tensor.shape), dtype), tensor

@@ -116,7 +116,7 @@ def import_pair(
         vision=vision_part(open_source(vision, options.allow_pickle), report),
         language_pieces=lambda maker: maker.language_pieces(source),
         projector=None,
-        fresh_dtype=source.dtype("model.norm.weight"),
+        fresh_dtype=source.dtype("model.embed_tokens.weight"),
         tokenizer=tokenizer,
         report=report,
     )
@@ -149,7 +149,7 @@ def import_megatron(
         vision=vision_part(open_source(vision, options.allow_pickle), report),
         language_pieces=lambda maker: maker.megatron_pieces(source),
         projector=None,
-        fresh_dtype=source.dtype("decoder.final_layernorm.weight"),
+        fresh_dtype=source.dtype("embedding.word_embeddings.weight"),
         tokenizer=tokenizer,
         report=report,
     )
@@ -163,23 +163,21 @@ def import_llava(
     report = TensorReport()
     where = directory / "config.json"
     config = read_llava_config(directory)
-    own = language_architecture(config.text_config, where, tied=config.tie_word_embeddings)
-    vision = vision_architecture(
-        config.vision_config, where, config.vision_feature_layer, config.vision_feature_select_strategy
-    )
+    own = language_architecture(config.text, where, tied=config.tied)
+    vision = vision_architecture(config.vision, where, config.feature_layer, config.feature_select)
     check_architecture(Architecture(vision=vision, language=own), where)
     by_part = parts_of_llava(open_source(directory, options.allow_pickle), directory, report)
     source = language_part(by_part["language"], own, directory, report)
     tokenizer = find_tokenizer(options.tokenizer or directory, report)
-    check_image_token(tokenizer, config.image_token_index, own.vocabulary_size, directory)
+    check_image_token(tokenizer, config.image_token, own.vocabulary_size, directory)
     parts = _Parts(
         architecture=reconcile(vision, own, options.recipe),
-        vision_config=config.vision_config,
+        vision_config=config.vision,
         vision_directory=directory,
         vision=vision_part(by_part["vision"], report),
         language_pieces=lambda maker: maker.language_pieces(source),
         projector=by_part["projector"],
-        fresh_dtype=source.dtype("model.norm.weight"),
+        fresh_dtype=source.dtype("model.embed_tokens.weight"),
         tokenizer=tokenizer,
         report=report,
     )

@@ -12,7 +12,7 @@ from megatron_sts.hf.checkpoint_writer import Make, Piece
 from megatron_sts.hf.families import LAYERS, VOCABULARY_RULES, Rule
 from megatron_sts.hf.language import hugging_face_names, located_rules, megatron_key
 from megatron_sts.hf.names import PROJECTOR, checkpoint_vision_name, runs
-from megatron_sts.hf.report import TensorReport, TensorRow
+from megatron_sts.hf.report import Kind, TensorReport, TensorRow
 from megatron_sts.hf.source import TensorSource
 from megatron_sts.model.initialize import fresh_tensor
 
@@ -59,8 +59,8 @@ class PieceMaker:
         for key, shape in shapes.items():
             name = checkpoint_vision_name(key)
             dtype = self._dtype_of(source, (name,))
-            kind = "mapped" if runs(name, vision.used_layers) else "carried"
-            self._report.rows.append(TensorRow(key, kind, (name,), shape, _name(dtype)))  # type: ignore[arg-type]
+            kind: Kind = "mapped" if runs(name, vision.used_layers) else "carried"
+            self._report.rows.append(TensorRow(key, kind, (name,), shape, _name(dtype)))
             yield Piece(key, shape, (0,) * len(shape), shape, dtype, partial(source.read, name))
 
     def projector_pieces(self, shapes: dict[str, tuple[int, ...]], source: TensorSource) -> Iterator[Piece]:

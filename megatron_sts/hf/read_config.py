@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +50,19 @@ LLAMA3_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_
 _FEATURE_LAYER = -2
 
 
-def read_llava_config(directory: Path) -> LlavaConfig:
+@dataclass(frozen=True, slots=True)
+class LlavaSettings:
+    """What the config.json of a LLaVA model says beside its parts' own configurations."""
+
+    text: PreTrainedConfig
+    vision: PreTrainedConfig
+    image_token: int
+    feature_layer: int
+    feature_select: str
+    tied: bool
+
+
+def read_llava_config(directory: Path) -> LlavaSettings:
     """The configuration of a LlavaForConditionalGeneration directory; ConversionError for anything else."""
     values = _read_values(directory)
     where = directory / CONFIG_FILE
@@ -68,7 +81,16 @@ def read_llava_config(directory: Path) -> LlavaConfig:
             f"{where}: vision_feature_layer is {config.vision_feature_layer}; this project takes the features of one "
             "layer, so such a model cannot be converted"
         )
-    return config
+    text, vision = config.text_config, config.vision_config
+    assert isinstance(text, PreTrainedConfig) and isinstance(vision, PreTrainedConfig)
+    return LlavaSettings(
+        text=text,
+        vision=vision,
+        image_token=config.image_token_index,
+        feature_layer=config.vision_feature_layer,
+        feature_select=config.vision_feature_select_strategy,
+        tied=config.tie_word_embeddings,
+    )
 
 
 def read_language_config(directory: Path) -> PreTrainedConfig:

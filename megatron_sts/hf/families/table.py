@@ -44,7 +44,7 @@ class LanguageFamily:
     train, with the value it can.
     """
 
-    config: type[PreTrainedConfig]
+    config: Callable[..., PreTrainedConfig]
     in_layer: tuple[Rule, ...]
     fixed: Mapping[str, Any] = field(default_factory=dict)
 

@@ -1,5 +1,6 @@
 """Random tiny models of every tower and language family, made and written by transformers itself."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from transformers import (
     Qwen3Config,
     SiglipVisionConfig,
 )
+
+from megatron_sts.config import Recipe, read_run
 
 # Prime, and more than the tokenizer has tokens.
 VOCABULARY = 37
@@ -106,3 +109,24 @@ def write_llava(model: LlavaForConditionalGeneration, directory: Path, tokenizer
 def nothing(total: int) -> Any:
     """A progress bar that shows nothing."""
     return lambda done: None
+
+
+def change_config(directory: Path, part: str | None = None, **values: Any) -> None:
+    """Change config.json, or a part of it; None removes."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    target = config[part] if part else config
+    for name, value in values.items():
+        target.pop(name, None)
+        if value is not None:
+            target[name] = value
+    file.write_text(json.dumps(config))
+
+
+def recipe_of(init: Path, **language: Any) -> Recipe:
+    """The recipe of an import, with other sizes of the language model."""
+    recipe = read_run(init).recipe
+    architecture = recipe.architecture
+    sizes = architecture.language.model_copy(update=language)
+    model = recipe.model.model_copy(update={"architecture": architecture.model_copy(update={"language": sizes})})
+    return recipe.model_copy(update={"model": model})

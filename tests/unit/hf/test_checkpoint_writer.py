@@ -62,9 +62,10 @@ def _load(directory: Path) -> dict[str, Any]:
     }
     for block in range(3):
         wanted[f"rows{block}"] = ShardedTensor.from_rank_offsets("rows", torch.zeros(2, 2), (0, block, 3))
-    wanted["state"] = ShardedObject("mlp._extra_state", None, (LAYERS,), (2,))
+    wanted["states"] = [ShardedObject("mlp._extra_state", b"", (LAYERS,), (layer,)) for layer in range(LAYERS)]
     state = dist_checkpointing.load(wanted, str(directory))
-    return {name: value if value is None else value[..., 0].tolist() for name, value in state.items()}
+    states = state.pop("states")
+    return {name: value[..., 0].tolist() for name, value in state.items()} | {"states": states}
 
 
 def test_megatron_core_loads_it_in_other_cuts_and_another_dtype(tmp_path: Path) -> None:
@@ -73,4 +74,4 @@ def test_megatron_core_loads_it_in_other_cuts_and_another_dtype(tmp_path: Path) 
     (found,) = run_ranks(1, _load, tmp_path)
     assert [found[f"layer{layer}"] for layer in range(LAYERS)] == [0, 1, 2, 3]
     assert [found[f"rows{block}"] for block in range(3)] == [[10, 10], [10, 10], [20, 20]]
-    assert found["state"] is None
+    assert found["states"] == [None] * LAYERS

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaForConditionalGeneration
 
-from megatron_sts.config import Recipe, load_recipe
+from megatron_sts.config import Recipe, checkpoint_root, load_recipe
 from megatron_sts.data import Batch
 from megatron_sts.hf import ImportOptions, export_checkpoint, import_llava
 from megatron_sts.hf.families import LANGUAGES
@@ -25,7 +25,7 @@ from megatron_sts.model.build import build_chunks
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.groups import group_collection, start_groups
 from megatron_sts.sts import full_plan
-from megatron_sts.train.checkpoint import checkpoint_root, load_checkpoint
+from megatron_sts.train.checkpoint import load_checkpoint
 from megatron_sts.train.loop import Start, train_stage
 from megatron_sts.train.stage_data import StageData
 from tests.ranks import run_ranks

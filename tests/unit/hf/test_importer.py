@@ -1,88 +1,27 @@
-"""Shows what an import takes and what it leaves beside the weights, and that it refuses what it cannot convert."""
+"""Shows what an import takes, and what it leaves beside the weights for a recipe to find."""
 
 import json
 import os
-import resource
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoTokenizer,
-    CLIPConfig,
-    CLIPModel,
-    LlamaForCausalLM,
-    Qwen2ForCausalLM,
-    SiglipConfig,
-    SiglipModel,
-)
+from transformers import AutoTokenizer
 
 from megatron_sts.config import Recipe, load_recipe, read_run
 from megatron_sts.data import image_token_id
 from megatron_sts.errors import ConfigError, ConversionError
-from megatron_sts.hf import ImportOptions, export_checkpoint, import_llava, import_megatron, import_pair
+from megatron_sts.hf import ImportOptions, export_checkpoint, import_llava, import_pair
 from megatron_sts.hf.training_checkpoint import TensorReader
 from megatron_sts.model.build import build_chunks
 from megatron_sts.parallel.groups import group_collection, start_groups
 from tests.ranks import run_ranks
-from tests.unit.hf.sources import VOCABULARY, language_config, make_llava, nothing, tower_config, write_llava
+from tests.unit.hf.sources import VOCABULARY, nothing, recipe_of
 from tests.unit.hf.tiny_llava import make_tokenizer
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole CLIP, a whole SigLIP2, a Llama without `<image>` whose tokenizer fills its vocabulary, a LLaVA model."""
-    root = tmp_path_factory.mktemp("sources")
-    torch.manual_seed(0)
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": 60}
-    CLIPModel(CLIPConfig(text_config=text | special, vision_config=tower_config("clip").to_dict())).save_pretrained(
-        root / "clip"
-    )
-    vision = tower_config("siglip2").to_dict() | {"vision_use_head": True}
-    SiglipModel(SiglipConfig(text_config=text | special, vision_config=vision)).save_pretrained(root / "siglip2")
-    tokenizer = make_tokenizer(image_token=False)
-    config = language_config("llama")
-    config.vocab_size = len(tokenizer)
-    LlamaForCausalLM(config).save_pretrained(root / "llama")
-    tokenizer.save_pretrained(root / "llama")
-    Qwen2ForCausalLM(language_config("qwen2")).save_pretrained(root / "qwen2")
-    tokenizer.save_pretrained(root / "qwen2")
-    llava = make_llava("clip", "mistral")
-    write_llava(llava, root / "llava", make_tokenizer())
-    _change(root / "llava", image_token_index=len(make_tokenizer()) - 1)
-    return root
-
-
-def _change(directory: Path, part: str | None = None, **values: Any) -> None:
-    """Change config.json, or a part of it; None removes."""
-    file = directory / "config.json"
-    config = json.loads(file.read_text())
-    target = config[part] if part else config
-    for name, value in values.items():
-        target.pop(name, None)
-        if value is not None:
-            target[name] = value
-    file.write_text(json.dumps(config))
-
-
-@pytest.fixture
-def copy(sources: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A source that the test may damage."""
-    return lambda name: Path(shutil.copytree(sources / name, tmp_path / name))
-
-
-@pytest.fixture(scope="module")
-def pair(sources: Path) -> Path:
-    """An import of SigLIP2 and Llama."""
-    import_pair(sources / "siglip2", sources / "llama", sources / "pair", ImportOptions(), nothing)
-    return sources / "pair"
 
 
 def test_a_pair_is_both_sources_bitwise_and_a_fresh_projector(sources: Path, pair: Path) -> None:
@@ -199,6 +138,18 @@ def test_the_hubs_older_layout_is_read_like_the_newer(copy: Callable[[str], Path
     assert all(torch.equal(older.read(key), newer.read(key)) for key in newer.shapes)
 
 
+def test_the_image_processing_of_a_transformers_5_directory_is_found(exported: Path, tmp_path: Path) -> None:
+    """There it lies in processor_config.json alone."""
+    directory = Path(shutil.copytree(exported, tmp_path / "model"))
+    expected = json.loads((directory / "preprocessor_config.json").read_text())
+    (directory / "preprocessor_config.json").unlink()
+    report = import_llava(directory, tmp_path / "init", ImportOptions(), nothing)
+    assert not report.warnings
+    found = json.loads((tmp_path / "init" / "vision" / "preprocessor_config.json").read_text())
+    assert found["size"] == expected["size"] == {"height": 28, "width": 28}
+    assert found["image_mean"] == expected["image_mean"]
+
+
 def test_a_source_without_a_tokenizer_converts_with_a_warning(copy: Callable[[str], Path], tmp_path: Path) -> None:
     directory = copy("llava")
     for file in directory.glob("*token*"):
@@ -235,252 +186,15 @@ def test_a_pickle_with_code_does_not_run(copy: Callable[[str], Path], tmp_path: 
         import_llava(directory, tmp_path / "init", ImportOptions(allow_pickle=True), nothing)
 
 
-# (part of config.json, its changes, what the message says)
-CONFIGS: list[tuple[str | None, dict[str, Any], str]] = [
-    (None, {"model_type": None}, "it has no model_type"),
-    (None, {"model_type": "llava_next"}, "model_type is 'llava_next'"),
-    (None, {"text_config": None}, "without text_config"),
-    (None, {"vision_feature_layer": [-2, -5]}, r"vision_feature_layer is \[-2, -5\]"),
-    (None, {"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu'"),
-    (None, {"image_token_index": 7}, r"image_token_index 7, but the tokenizer's <image> is 19"),
-    ("text_config", {"model_type": "gemma2"}, "model_type is 'gemma2'.*llama, mistral, qwen2, qwen3, phi3"),
-    ("text_config", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    (
-        "text_config",
-        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
-        "type is 'dynamic'.*llama3 and linear",
-    ),
-    ("text_config", {"num_hidden_layers": 1}, "unexpected: model.layers.1"),
-    ("text_config", {"intermediate_size": 40}, r"gate_proj.weight has shape \[48, 32\] instead of \[40, 32\]"),
-    ("text_config", {"num_attention_heads": 3}, "not divisible by language.query_groups 2|tensors are not those"),
-    ("vision_config", {"model_type": "siglip2_vision_model"}, "vision encoders of CLIP, SigLIP and SigLIP2"),
-    ("vision_config", {"num_hidden_layers": 4}, "missing: encoder.layers.3"),
-]
-
-
-@pytest.mark.parametrize(("part", "changes", "message"), CONFIGS)
-def test_a_configuration_that_cannot_be_converted_is_refused_by_name(
-    copy: Callable[[str], Path], tmp_path: Path, part: str | None, changes: dict[str, Any], message: str
-) -> None:
-    directory = copy("llava")
-    _change(directory, part, **changes)
-    with pytest.raises(ConversionError, match=message):
-        import_llava(directory, tmp_path / "init", ImportOptions(), nothing)
-    assert [path.name for path in tmp_path.iterdir()] == ["llava"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0, "factor": 8.0, "low_freq_factor": 2.0,
-                              "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}},
-         "low_freq_factor is 2.0; megatron-core has 1.0 built in"),
-        ({"attention_bias": True}, "attention_bias is True; only False"),
-        ({"hidden_size": None, "vocab_size": None}, "has no hidden_size, vocab_size"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings, but lm_head.weight is not the embedding"),
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
-    ],
-)  # fmt: skip
-def test_a_language_model_that_cannot_be_converted_is_refused_by_name(
-    sources: Path, copy: Callable[[str], Path], tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    directory = copy("llama")
-    _change(directory, **changes)
-    with pytest.raises(ConversionError, match=message):
-        import_pair(sources / "clip", directory, tmp_path / "init", ImportOptions(), nothing)
-    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
-
-
-def _cut(directory: Path) -> None:
-    os.truncate(directory / "model.safetensors", 20_000)
-
-
-def _drop(directory: Path) -> None:
-    file = directory / "model.safetensors"
-    tensors = load_file(file)
-    del tensors["language_model.model.norm.weight"]
-    tensors["language_model.model.adapter.weight"] = torch.zeros(2)
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-def _stranger(directory: Path) -> None:
-    file = directory / "model.safetensors"
-    save_file(load_file(file) | {"image_newline": torch.zeros(2)}, file, metadata={"format": "pt"})
-
-
-def _index(directory: Path) -> None:
-    index = {"weight_map": dict.fromkeys(load_file(directory / "model.safetensors"), "model.safetensors") | {"x": "y"}}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (_cut, "cut short or damaged, copy or download it again"),
-        (_drop, "missing: model.norm.weight\n  unexpected: model.adapter.weight"),
-        (_stranger, "no part of a LLaVA model: image_newline"),
-        (_index, r"y: cannot be read"),
-        (lambda directory: (directory / "model.safetensors").unlink(), "no model.safetensors"),
-        (lambda directory: (directory / "config.json").write_text("{"), "config.json: cannot be used"),
-    ],
-)
-def test_damaged_files_are_refused_and_nothing_is_left(
-    copy: Callable[[str], Path], tmp_path: Path, damage: Callable[[Path], Any], message: str
-) -> None:
-    directory = copy("llava")
-    damage(directory)
-    with pytest.raises(ConversionError, match=message):
-        import_llava(directory, tmp_path / "init", ImportOptions(), nothing)
-    assert [path.name for path in tmp_path.iterdir()] == ["llava"]
-
-
-def test_a_disk_without_room_is_found_before_the_work(
-    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(ConversionError, match=r"needs [\d,]+ bytes, but its disk has 1,000 left"):
-        import_llava(sources / "llava", tmp_path / "init", ImportOptions(), nothing)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_small_disk_is_refused(sources: Path, tmp_path: Path) -> None:
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:
-        pytest.skip("a disk can be mounted by the superuser only")
-    try:
-        with pytest.raises(ConversionError, match=r"needs [\d,]+ bytes, but its disk has 1,0\d\d,\d\d\d left"):
-            import_llava(sources / "llava", tmp_path / "deep" / "init", ImportOptions(), nothing)
-        assert list(tmp_path.iterdir()) == []
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
-
-
-def test_a_disk_that_fills_up_leaves_nothing(sources: Path, tmp_path: Path) -> None:
-    """The kernel refuses files above 50 kB, with the error of a full disk's write."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-    try:
-        with pytest.raises(ConversionError, match=r"init: cannot be written .*Nothing is left behind"):
-            import_llava(sources / "llava", tmp_path / "init", ImportOptions(), nothing)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interrupted_import_leaves_nothing(sources: Path, tmp_path: Path) -> None:
-    def interrupt(total: int) -> Any:
-        def advance(done: int) -> None:
-            raise KeyboardInterrupt
-
-        return advance
-
-    with pytest.raises(KeyboardInterrupt):
-        import_llava(sources / "llava", tmp_path / "init", ImportOptions(), interrupt)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_import_left_is_replaced(sources: Path, tmp_path: Path) -> None:
-    (tmp_path / "init.partial").mkdir()
-    (tmp_path / "init.partial" / "__0_0.distcp").touch()
-    import_llava(sources / "llava", tmp_path / "init", ImportOptions(), nothing)
-    assert [path.name for path in tmp_path.iterdir()] == ["init"]
-
-
-# ---------------------------------------------------------------------------------------------- recipes, Megatron
-
-
-def _recipe(init: Path, **language: Any) -> Recipe:
-    recipe = read_run(init).recipe
-    architecture = recipe.architecture
-    sizes = architecture.language.model_copy(update=language)
-    model = recipe.model.model_copy(update={"architecture": architecture.model_copy(update={"language": sizes})})
-    return recipe.model_copy(update={"model": model})
-
-
 def test_a_recipe_gives_padding_and_room_and_must_agree_otherwise(sources: Path, pair: Path, tmp_path: Path) -> None:
-    recipe = _recipe(pair, vocabulary_padding=16, vocabulary_size=33, maximum_positions=64)
+    recipe = recipe_of(pair, vocabulary_padding=16, vocabulary_size=33, maximum_positions=64)
     options = ImportOptions(recipe=recipe)
     import_pair(sources / "siglip2", sources / "llama", tmp_path / "init", options, nothing)
     assert TensorReader(tmp_path / "init").shapes["output_layer.weight"] == (48, 32)
     assert read_run(tmp_path / "init").recipe.architecture == recipe.architecture
-    options = ImportOptions(recipe=_recipe(pair, layers=3, rotary_base=7.0))
+    options = ImportOptions(recipe=recipe_of(pair, layers=3, rotary_base=7.0))
     with pytest.raises(ConversionError, match=r"language.layers is 3 in the recipe, 2 in the weights; lang"):
         import_pair(sources / "siglip2", sources / "llama", tmp_path / "other", options, nothing)
-
-
-def _save_megatron(recipe: Recipe, directory: Path, prefix: str) -> dict[str, Any]:
-    """A GPTModel's distributed checkpoint as Megatron's own trainer writes it, an optimiser's tensor beside it."""
-    start_groups(recipe.parallel, recipe.seed)
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"vision": None})})
-    (model,) = build_chunks(recipe, group_collection(), draw_weights=True)
-    with torch.no_grad():
-        for number, parameter in enumerate(model.language.parameters()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
-    state = model.language.sharded_state_dict()
-    for value in state.values():
-        value.key = prefix + value.key
-    step = dist_checkpointing.ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.x", torch.ones(2))
-    directory.mkdir(parents=True)
-    dist_checkpointing.save({"model": state, "step": step, "iteration": 7}, str(directory))
-    return {name: tensor.numpy() for name, tensor in model.language.state_dict().items() if tensor is not None}
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "language_model."])
-def test_a_megatron_checkpoint_is_a_starting_point(sources: Path, pair: Path, tmp_path: Path, prefix: str) -> None:
-    """With another padding of the vocabulary than the recipe's, as its own tensor-parallel size makes it."""
-    megatron = tmp_path / "megatron"
-    theirs = _recipe(pair, vocabulary_padding=4)
-    (expected,) = run_ranks(1, _save_megatron, theirs, megatron / "iter_0000007", prefix)
-    options = ImportOptions(tokenizer=sources / "llama", recipe=_recipe(pair, vocabulary_padding=16))
-    report = import_megatron(sources / "siglip2", megatron, tmp_path / "init", options, nothing)
-    reader = TensorReader(tmp_path / "init")
-    assert reader.shapes["embedding.word_embeddings.weight"] == (32, 32)
-    for name, key, layer in [
-        ("decoder.layers.1.self_attention.linear_qkv.weight", "decoder.layers.self_attention.linear_qkv.weight", 1),
-        ("decoder.layers.0.input_layernorm.weight", "decoder.layers.self_attention.linear_qkv.layer_norm_weight", 0),
-        ("decoder.layers.1.mlp.linear_fc1.weight", "decoder.layers.mlp.linear_fc1.weight", 1),
-    ]:
-        assert torch.equal(reader.read_layer(key, layer), torch.from_numpy(expected[name]))
-    output = torch.from_numpy(expected["output_layer.weight"])
-    assert torch.equal(reader.read("output_layer.weight")[:20], output[:20])
-    assert not [row for row in report.rows if row.kind == "fresh" and not row.tensor.startswith("projector")]
-
-
-def test_a_megatron_checkpoint_needs_a_recipe_and_its_own_architecture(
-    sources: Path, pair: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConversionError, match="does not say what its model is; give a recipe"):
-        import_megatron(sources / "siglip2", pair, tmp_path / "init", ImportOptions(), nothing)
-    options = ImportOptions(recipe=_recipe(pair))
-    with pytest.raises(ConversionError, match=r"no \.metadata, here or in an iter_\* directory"):
-        import_megatron(sources / "siglip2", tmp_path / "empty", tmp_path / "init", options, nothing)
-
-
-def test_layers_under_their_numbers_are_read_too(sources: Path, pair: Path, tmp_path: Path) -> None:
-    """As megatron-core writes models whose layers may differ."""
-    reader = TensorReader(pair)
-    tensors = {}
-    for key in reader.shapes:
-        if key.startswith("decoder.layers."):
-            for layer in range(2):
-                tensors[key.replace("layers.", f"layers.{layer}.")] = reader.read_layer(key, layer)
-        elif not key.startswith(("vision.", "projector.")):
-            tensors[key] = reader.read(key)
-    run_ranks(1, _save_plain, tensors, tmp_path / "megatron")
-    options = ImportOptions(tokenizer=sources / "llama", recipe=_recipe(pair))
-    import_megatron(sources / "siglip2", tmp_path / "megatron", tmp_path / "init", options, nothing)
-    found = TensorReader(tmp_path / "init")
-    assert all(torch.equal(found.read(key), reader.read(key)) for key in reader.shapes)
-
-
-def _save_plain(tensors: dict[str, torch.Tensor], directory: Path) -> None:
-    from megatron_sts.parallel.device import prepare_device
-
-    prepare_device()
-    directory.mkdir()
-    shards = {key: dist_checkpointing.ShardedTensor.from_rank_offsets(key, value) for key, value in tensors.items()}
-    dist_checkpointing.save(shards, str(directory))
 
 
 def test_a_tower_directory_without_weights_needs_a_checkpoint(pair: Path) -> None:
