@@ -72,7 +72,7 @@ def language_config(family: str) -> PreTrainedConfig:
     if family == "qwen2":
         return Qwen2Config(**_LANGUAGE, tie_word_embeddings=True)
     if family == "qwen3":
-        return Qwen3Config(**_LANGUAGE, head_dim=12)
+        return Qwen3Config(**(_LANGUAGE | {"num_hidden_layers": 4}), head_dim=12)
     return Phi3Config(**_LANGUAGE, sliding_window=101)
 
 

@@ -259,8 +259,9 @@ def test_the_export_of_a_trained_model_computes_and_says_what_the_model_does(
     [
         (("parallel.tensor=2", "parallel.sequence_parallel=true"), TRAINED),
         (("parallel.pipeline=2",), [("siglip2", "qwen2"), ("clip", "qwen3")]),
+        (("parallel.pipeline=2", "parallel.virtual_pipeline=2"), [("clip", "qwen3")]),
     ],
-    ids=["tensor and sequence", "pipeline"],
+    ids=["tensor and sequence", "pipeline", "interleaved"],
 )
 def test_other_layouts_train_alike(
     cases: dict[tuple[str, str], Case],
@@ -270,7 +271,7 @@ def test_other_layouts_train_alike(
     chosen: list[tuple[str, str]],
 ) -> None:
     """Loss and gradient norm of two steps: the forward pass, and every gradient of the first step's update."""
-    recipes = _recipes(cases, chosen, f"run{len(layout)}", *layout)
+    recipes = _recipes(cases, chosen, "-".join(("run", *layout)), *layout)
     run_ranks(2, _train, recipes, pixels)
     for key, recipe in zip(chosen, recipes, strict=True):
         np.testing.assert_allclose(_figures(recipe), _figures(trained[key][0]), rtol=2e-5, err_msg=str(key))
