@@ -37,7 +37,8 @@ def resolve_skip_groups(recipe: Recipe, earlier: Recipe | None = None, only_stag
     """The recipe with the groups of every balanced stage written out as sizes, for good.
 
     `earlier`: the resolved recipe of the run that is gone on with, whose groups are kept where this one leaves them
-    open. `only_stage`: the stage that is trained on this layout, the others are left as they are. Raises one ConfigError that lists every stage that this layout or these groups cannot honour.
+    open. `only_stage`: the stage that is trained on this layout, the others are left as they are. Raises one
+    ConfigError that lists every stage that this layout or these groups cannot honour.
     """
     stages, problems = [], []
     for stage in recipe.stages:
