@@ -18,6 +18,7 @@ from megatron_sts.config import (
 )
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.families import LANGUAGES
+from megatron_sts.model.vision import ENCODER_SIZES
 
 Sizes = TypeVar("Sizes", bound=BaseModel)
 
@@ -36,14 +37,6 @@ _VISION_FAMILY = {
 }
 # transformers would fill these in with its defaults.
 _LANGUAGE_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-_VISION_FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
-)
 # Contract: model/build.py, whose megatron-core has these built in; they are those of Llama 3.1 and 3.2.
 LLAMA3_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # The second-to-last layer, as LLaVA takes it.
@@ -110,7 +103,7 @@ def read_vision_config(directory: Path) -> CLIPVisionConfig | SiglipVisionConfig
         if "vision_config" not in values:
             raise ConversionError(f"{where}: has no vision_config; copy or download it again")
     else:
-        _check_fields(values, _VISION_FIELDS, where)
+        _check_fields(values, ENCODER_SIZES, where)
     config = _parse(directory)
     found = config.vision_config if values["model_type"] == family else config
     assert isinstance(found, CLIPVisionConfig | SiglipVisionConfig)

@@ -10,6 +10,16 @@ from transformers import AutoModel, CLIPVisionConfig, PreTrainedModel, SiglipVis
 from megatron_sts.config import VisionArchitecture
 from megatron_sts.errors import ConfigError
 
+ENCODER_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+"""The sizes of an encoder's configuration, which transformers would fill in with its own where they are missing."""
+
 # What CLIP and SigLIP have behind their last layer.
 _AFTER_THE_LAYERS = ("post_layernorm", "head")
 
@@ -119,14 +129,7 @@ def _read_encoder_config(vision: VisionArchitecture, directory: Path) -> CLIPVis
     kind = CLIPVisionConfig if vision.family == "clip" else SiglipVisionConfig
     found = kind.from_pretrained(directory, local_files_only=True)
     expected = _encoder_config(vision)
-    for name in (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "image_size",
-        "patch_size",
-    ):
+    for name in ENCODER_SIZES:
         if getattr(found, name) != getattr(expected, name):
             raise ConfigError(
                 f"{directory / 'config.json'} has {name} {getattr(found, name)}, but model.architecture's vision tower "

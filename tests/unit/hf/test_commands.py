@@ -1,11 +1,9 @@
 """Shows that the commands do their work, and end with one message and code 2 on a user's error."""
 
 import contextlib
-import importlib.util
 import io
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from transformers import AutoProcessor
@@ -13,24 +11,14 @@ from transformers import AutoProcessor
 from megatron_sts.hf import ImportOptions, import_llava
 from tests.ranks import run_ranks
 from tests.unit.hf.sources import nothing
-
-TOOLS = Path(__file__).parents[3] / "tools"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tools import convert as convert_command
 
 
 def _in_a_rank(arguments: list[str]) -> tuple[int, str]:
     """Exit code and printed text of a conversion, in a process of its own, as `--verify` makes a process group."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = load("convert").main(arguments)
+        code = convert_command.main(arguments)
     return code, printed.getvalue()
 
 
@@ -54,7 +42,7 @@ def test_an_export_is_verified_against_its_checkpoint(
 
 
 def test_convert_imports_and_exports_back(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    convert = load("convert")
+    convert = convert_command
     init, again = tmp_path / "init", tmp_path / "again"
     assert convert.main(["import", "--hf", str(exported), "--output", str(init)]) == 0
     assert f"model: {{init: {init}}}" in capsys.readouterr().out
@@ -69,20 +57,12 @@ def test_convert_imports_and_exports_back(exported: Path, tmp_path: Path, capsys
 def test_convert_says_which_sources_go_together(
     sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert load("convert").main(["import", *sources, "--output", str(tmp_path / "init")]) == 2
+    assert convert_command.main(["import", *sources, "--output", str(tmp_path / "init")]) == 2
     assert "give --hf, or --vision with --language, or --vision with --megatron" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("tool", "arguments"),
-    [
-        ("convert", ["export", "--checkpoint", "nowhere", "--output", "model"]),
-    ],
-)
-def test_a_users_error_is_one_message_and_code_2(
-    tool: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert load(tool).main(arguments) == 2
+def test_a_users_error_is_one_message_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert_command.main(["export", "--checkpoint", "nowhere", "--output", "model"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: nowhere")
