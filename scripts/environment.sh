@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes the project's Python environment, `.venv` in the repository root, and puts it first in PATH.
 #
 #     source scripts/environment.sh
@@ -120,7 +121,7 @@ environment_install() {
     elif ! environment_has_torch; then
         environment_install_cpu_torch "$constraints" || return
     fi
-    environment_pip -c "$constraints" --editable "$environment_root[dev,quickstart]"
+    environment_pip -c "$constraints" --editable "${environment_root}[dev,quickstart]"
 }
 
 environment_make() {
@@ -173,6 +174,7 @@ environment_make_alone() {
     ) 9<"$environment_root/setup.py"
 }
 
+# shellcheck disable=SC2317  # exit: where this file was run instead of sourced
 environment_make_alone || { return 1 2>/dev/null || exit 1; }
 export VIRTUAL_ENV=$environment_venv
 export PATH="$environment_venv/bin:$PATH"
