@@ -1,5 +1,6 @@
 """A tiny data set, tokenizer and recipe, made on the spot: the real thing at a size that trains in milliseconds."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def tiny_recipe(root: Path, **changes: Any) -> Recipe:
         "output_dir": str(root / "run"),
         "seed": 5,
         "precision": "fp32",
-        "model": {"architecture": ARCHITECTURE, "tokenizer": str(root / "tokenizer")},
+        "model": {"architecture": copy.deepcopy(ARCHITECTURE), "tokenizer": str(root / "tokenizer")},
         "logging": {"every_steps": 1, "tensorboard": False},
         "stages": [
             {

@@ -1,6 +1,9 @@
-"""Exact-match accuracy of an exported model on LLaVA-format questions.
+"""Accuracy of an exported model on questions with known answers.
 
 python tools/evaluate.py --model DIR --data FILE [--images DIR] [--predictions FILE] [--json]
+
+Formats: LLaVA's questions (exact match), POPE, ScienceQA. An interrupted evaluation with --predictions goes on
+where it was when it is started again.
 """
 
 import argparse
@@ -9,25 +12,24 @@ import sys
 from pathlib import Path
 
 from megatron_sts.errors import MegatronStsError
-from megatron_sts.hf.evaluate import evaluate, format_table
-
-
-def show_progress(done: int, total: int) -> None:
-    """How far it is, on standard error: one line that is rewritten on a terminal, else a line a batch."""
-    terminal = sys.stderr.isatty()
-    end = "\n" if done == total or not terminal else ""
-    print(f"{chr(13) if terminal else ''}{done} of {total} questions", end=end, file=sys.stderr, flush=True)
+from megatron_sts.evaluation import FORMATS, evaluate, format_table
+from megatron_sts.evaluation.generate import DTYPES
+from megatron_sts.evaluation.progress import shown_progress
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="exported model")
-    parser.add_argument("--data", type=Path, required=True, help="questions: .json or .jsonl")
-    parser.add_argument("--images", type=Path, help="image folder (default: the folder of --data)")
-    parser.add_argument("--predictions", type=Path, help="write the answers to this .jsonl file")
+    parser.add_argument("--data", type=Path, required=True, help="questions: a file, or a folder of POPE or ScienceQA")
+    parser.add_argument("--format", choices=FORMATS, help="of the questions (default: told by what they hold)")
+    parser.add_argument("--images", type=Path, help="image folder (default: beside --data, as the format has it)")
+    parser.add_argument("--predictions", type=Path, help="keep the answers in this .jsonl file, and take them up again")
+    parser.add_argument("--split", default="test", help="of ScienceQA (default: test)")
+    parser.add_argument("--instruction", help='last line of every question (default: the format\'s; "": none)')
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU where there is one)")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="print one json object instead of a table")
     return parser.parse_args(arguments)
@@ -37,20 +39,35 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
     try:
-        result = evaluate(
-            options.model,
-            options.data,
-            images=options.images,
-            predictions=options.predictions,
-            device=options.device,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch_size,
-            progress=show_progress,
-        )
+        with shown_progress("questions") as progress:
+            result = evaluate(
+                options.model,
+                options.data,
+                images=options.images,
+                predictions=options.predictions,
+                format_name=options.format,
+                split=options.split,
+                instruction=options.instruction,
+                device=options.device,
+                dtype=options.dtype,
+                max_new_tokens=options.max_new_tokens,
+                batch_size=options.batch_size,
+                progress=progress,
+            )
     except MegatronStsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result) if options.json else format_table(result))
+    except KeyboardInterrupt:
+        kept = "nothing is kept without --predictions"
+        if options.predictions is not None:
+            kept = f"the answers so far are in {options.predictions}; the same command goes on from there"
+        print(f"interrupted: {kept}", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(f"format {result['format']} ({result['format_reason']}), in {result['dtype']}")
+        print(format_table(result))
     return 0
 
 

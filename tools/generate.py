@@ -1,42 +1,64 @@
-"""One answer of an exported model to a question about a picture.
+"""Answers of an exported model to a question about one picture or several, each picture by itself.
 
-python tools/generate.py --model DIR --image FILE --prompt TEXT
+python tools/generate.py --model DIR --prompt TEXT [--image FILE ...]
 """
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 
 from megatron_sts.data import IMAGE_TOKEN, Turn
 from megatron_sts.errors import MegatronStsError
-from megatron_sts.hf.generate import Generator, Request
+from megatron_sts.evaluation.generate import DTYPES, Generator, Request
+from megatron_sts.evaluation.progress import shown_progress
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="exported model")
-    parser.add_argument("--image", type=Path, required=True, help="picture")
-    parser.add_argument("--prompt", required=True, help="question about the picture")
+    parser.add_argument("--image", type=Path, nargs="+", default=[], help="pictures, asked about one by one")
+    parser.add_argument("--prompt", required=True, help="question")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU where there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--json", action="store_true", help="print one json object an answer")
     return parser.parse_args(arguments)
+
+
+def answers(options: argparse.Namespace) -> list[str]:
+    """One answer for each picture, or one without."""
+    generator = Generator(options.model, options.device, options.dtype)
+    question = options.prompt.replace(IMAGE_TOKEN, "").strip()
+    if not options.image:
+        requests, root = [Request(generator.prompt([Turn("human", question)]))], Path()
+    else:
+        prompt = generator.prompt([Turn("human", f"{IMAGE_TOKEN}\n{question}")])
+        pictures = [image.resolve() for image in options.image]
+        root = Path(os.path.commonpath([picture.parent for picture in pictures]))
+        requests = [Request(prompt, (str(picture.relative_to(root)),)) for picture in pictures]
+    if len(requests) == 1:
+        return generator.generate(requests, root, options.max_new_tokens)
+    with shown_progress("answers") as progress:
+        return generator.generate(requests, root, options.max_new_tokens, options.batch_size, progress)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    picture = options.image.resolve()
-    question = options.prompt.replace(IMAGE_TOKEN, "").strip()
     try:
-        generator = Generator(options.model, options.device)
-        prompt = generator.prompt([Turn("human", f"{IMAGE_TOKEN}\n{question}")])
-        request = Request(prompt, (picture.name,))
-        (answer,) = generator.generate([request], picture.parent, options.max_new_tokens)
+        found = answers(options)
     except MegatronStsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(answer)
+    for image, answer in zip(options.image or [None], found, strict=True):
+        if options.json:
+            print(json.dumps({"image": None if image is None else str(image), "text": answer}, ensure_ascii=False))
+        else:
+            print(answer if len(found) == 1 else f"{image}: {answer}")
     return 0
 
 

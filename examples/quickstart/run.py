@@ -18,7 +18,8 @@ from typing import Any
 import report
 
 from megatron_sts.config import Recipe, checkpoints_of_stage, load_recipe
-from megatron_sts.hf import evaluate, export_checkpoint, verify_export
+from megatron_sts.evaluation import evaluate
+from megatron_sts.hf import export_checkpoint, verify_export
 from megatron_sts.hf.parity import largest_logit_difference
 from megatron_sts.train.progress import METRICS_FILE
 

@@ -1,7 +1,9 @@
 """The recipe: typed, checked, free of torch. `load_recipe` is the way in."""
 
-from megatron_sts.config.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from megatron_sts.config.architecture import Architecture, LanguageArchitecture, RotaryScaling, VisionArchitecture
+from megatron_sts.config.architecture_checks import architecture_problems
 from megatron_sts.config.checks import check_recipe, report
+from megatron_sts.config.init_directory import write_architecture
 from megatron_sts.config.load import load_architecture, load_recipe
 from megatron_sts.config.recipe import (
     BatchConfig,
@@ -39,10 +41,12 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "Recipe",
+    "RotaryScaling",
     "Run",
     "SkipConfig",
     "StageConfig",
     "VisionArchitecture",
+    "architecture_problems",
     "check_recipe",
     "check_world",
     "checkpoint_path",
@@ -56,5 +60,6 @@ __all__ = [
     "read_run",
     "report",
     "resolved_yaml",
+    "write_architecture",
     "write_run",
 ]

@@ -19,10 +19,13 @@ class ConfigModel(BaseModel):
 
 
 class VisionArchitecture(ConfigModel):
-    """The frozen vision tower: a Vision Transformer of Hugging Face's CLIP or SigLIP."""
+    """The frozen vision tower: a Vision Transformer of Hugging Face's CLIP, SigLIP or SigLIP2."""
 
-    family: Literal["clip", "siglip"]
-    """Which Hugging Face vision encoder: clip (with a class token) or siglip (without)."""
+    family: Literal["clip", "siglip", "siglip2"]
+    """Which Hugging Face vision encoder: clip (with a class token), siglip or siglip2 (both without).
+
+    SigLIP2 of a fixed resolution is the same encoder as SigLIP, and its files call it so.
+    """
     image_size: int = Field(gt=0)
     """Side of the square input image, in pixels."""
     patch_size: int = Field(gt=0)
@@ -41,6 +44,11 @@ class VisionArchitecture(ConfigModel):
     """default: the class token is dropped (clip only); full: every token of the tower."""
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether the tower puts a class token before the patches."""
+        return self.family == "clip"
+
+    @property
     def patches(self) -> int:
         """Patches of one image."""
         return (self.image_size // self.patch_size) ** 2
@@ -51,11 +59,22 @@ class VisionArchitecture(ConfigModel):
         return self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer
 
 
-class LanguageArchitecture(ConfigModel):
-    """The language model: a decoder of the Llama family."""
+class RotaryScaling(ConfigModel):
+    """How the rotary embedding is stretched to longer sequences, as far as megatron-core does it."""
 
-    family: Literal["llama"]
-    """Which Hugging Face language model."""
+    kind: Literal["llama3", "linear"]
+    """llama3: long wavelengths by the factor, short ones not, with the bounds of Llama 3.1; linear: all of them."""
+    factor: float = Field(gt=1)
+    """How many times longer sequences become (Hugging Face: rope_scaling.factor)."""
+
+
+class LanguageArchitecture(ConfigModel):
+    """The language model: a decoder with RMS norms, rotary embedding, grouped queries and a gated MLP."""
+
+    family: Literal["llama", "mistral", "qwen2", "qwen3", "phi3"]
+    """Which Hugging Face language model: llama (Llama 2 and 3, Vicuna), mistral, qwen2 (Qwen 2 and 2.5: biases on
+    query, key and value), qwen3 (norms on query and key), phi3.
+    """
     layers: int = Field(gt=0)
     """Number of transformer layers."""
     hidden_size: int = Field(gt=0)
@@ -66,23 +85,46 @@ class LanguageArchitecture(ConfigModel):
     """Query heads of a layer."""
     query_groups: int = Field(gt=0)
     """Key and value heads of a layer; equal to attention_heads without grouped queries."""
+    attention_head_size: int | None = Field(default=None, gt=0)
+    """Width of one attention head (Hugging Face: head_dim); None: hidden_size / attention_heads."""
     vocabulary_size: int = Field(gt=0)
     """Tokens of the tokenizer, added ones such as `<image>` included."""
     vocabulary_padding: int = Field(default=128, gt=0)
     """The embedding table is padded to a multiple of this, so that no layout changes its size."""
     rotary_base: float = Field(default=10000.0, gt=0)
     """Base of the rotary position embedding (Hugging Face: rope_theta)."""
+    rotary_scaling: RotaryScaling | None = None
+    """Scaling of the rotary position embedding (Hugging Face: rope_scaling); None: not scaled."""
     norm_epsilon: float = Field(default=1e-5, gt=0)
     """Epsilon of the RMS norms."""
     tied_embeddings: bool = False
     """Whether the output layer shares the weight of the word embeddings."""
     maximum_positions: int = Field(default=4096, gt=0)
     """Longest sequence the language model was made for, in tokens."""
+    sliding_window: int | None = Field(default=None, gt=0)
+    """Tokens that attention looks back, itself included (mistral, phi3); None: all. Training attends to all tokens,
+    which within the window is the same; longer sequences are refused.
+    """
 
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.attention_heads
+        return self.attention_head_size or self.hidden_size // self.attention_heads
+
+    @property
+    def query_key_value_bias(self) -> bool:
+        """Whether the query, key and value projections have biases."""
+        return self.family == "qwen2"
+
+    @property
+    def query_key_norm(self) -> bool:
+        """Whether queries and keys are normalised per head, before the rotary embedding."""
+        return self.family == "qwen3"
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that can be trained on."""
+        return min(self.maximum_positions, self.sliding_window or self.maximum_positions)
 
     @property
     def padded_vocabulary_size(self) -> int:
@@ -105,5 +147,5 @@ class Architecture(ConfigModel):
         Contract: the tower (model) returns exactly this many features per image, and the data package counts
         sequence lengths with it.
         """
-        keeps_class_token = self.vision.family == "clip" and self.vision.feature_select == "full"
+        keeps_class_token = self.vision.has_class_token and self.vision.feature_select == "full"
         return self.vision.patches + int(keeps_class_token)

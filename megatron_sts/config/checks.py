@@ -1,4 +1,5 @@
-"""Every check that concerns more than one field of a recipe, in one place (its fit to a world: world.py).
+"""Every check that concerns more than one field of a recipe (of its architecture alone: architecture_checks.py, its
+fit to a world: world.py).
 
 A check is a small function that yields one message per problem: the field, the value found, what to do.
 """
@@ -7,56 +8,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from megatron_sts.config.architecture import Architecture
+from megatron_sts.config.architecture_checks import architecture_problems, not_divisible
 from megatron_sts.config.recipe import Recipe, StageConfig
 from megatron_sts.config.skip_checks import check_skip
 from megatron_sts.errors import ConfigError
-
-# ---------------------------------------------------------------------------------------------- architecture
-
-
-def check_vision_sizes(architecture: Architecture) -> Iterator[str]:
-    """Patches fit into the image, heads into the width."""
-    vision = architecture.vision
-    if vision.patch_size > vision.image_size:
-        yield (
-            f"vision.patch_size is {vision.patch_size}, larger than vision.image_size {vision.image_size}; "
-            "an image must hold at least one patch"
-        )
-    if vision.hidden_size % vision.attention_heads:
-        yield not_divisible("vision.hidden_size", vision.hidden_size, "vision.attention_heads", vision.attention_heads)
-
-
-def check_vision_features(architecture: Architecture) -> Iterator[str]:
-    """The features that are taken exist in this tower."""
-    vision = architecture.vision
-    # The hidden states of a tower of n layers are n + 1: the embeddings, then the output of each layer.
-    if not -(vision.layers + 1) <= vision.feature_layer <= vision.layers:
-        yield (
-            f"vision.feature_layer is {vision.feature_layer}, but a tower of {vision.layers} layers has "
-            f"hidden states 0 to {vision.layers} (or -{vision.layers + 1} to -1); choose one of them"
-        )
-    if vision.family == "siglip" and vision.feature_select == "default":
-        yield (
-            "vision.feature_select is 'default', which drops the class token, but siglip has no class token; "
-            "set vision.feature_select: full"
-        )
-
-
-def check_language_heads(architecture: Architecture) -> Iterator[str]:
-    """Heads fit into the width, query groups into the heads, rotary pairs into a head."""
-    language = architecture.language
-    heads, groups = language.attention_heads, language.query_groups
-    if language.hidden_size % heads:
-        yield not_divisible("language.hidden_size", language.hidden_size, "language.attention_heads", heads)
-    elif language.head_size % 2:
-        yield (
-            f"language.hidden_size / language.attention_heads is {language.head_size}, an odd head size; "
-            "rotary embeddings turn pairs, so make it even"
-        )
-    if heads % groups:
-        yield not_divisible("language.attention_heads", heads, "language.query_groups", groups)
-
 
 # ---------------------------------------------------------------------------------------------- whole recipe
 
@@ -151,7 +106,9 @@ def check_optimizer(recipe: Recipe) -> Iterator[str]:
 
 
 def check_stage_names(recipe: Recipe) -> Iterator[str]:
-    """Stages are addressed by name, in overrides and on the disk."""
+    """There are stages, addressed by name in overrides and on the disk."""
+    if not recipe.stages:
+        yield "stages is empty; give at least one"
     names = [stage.name for stage in recipe.stages]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"stages: {names.count(name)} stages are named '{name}'; give each its own name"
@@ -216,20 +173,17 @@ def check_compress(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
 
 
 def check_max_tokens(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
-    """A sequence fits into the positions of the language model."""
-    positions = recipe.architecture.language.maximum_positions
-    if stage.data.max_tokens > positions:
+    """A sequence fits into the positions and the attention window of the language model."""
+    language = recipe.architecture.language
+    longest = language.longest_sequence
+    if stage.data.max_tokens > longest:
+        field = "maximum_positions" if longest == language.maximum_positions else "sliding_window"
         yield (
             f"stages.{stage.name}.data.max_tokens is {stage.data.max_tokens}, more than "
-            f"model.architecture.language.maximum_positions {positions}; lower max_tokens to it"
+            f"model.architecture.language.{field} {longest}; lower max_tokens to it"
         )
 
 
-ARCHITECTURE_CHECKS: tuple[Callable[[Architecture], Iterator[str]], ...] = (
-    check_vision_sizes,
-    check_vision_features,
-    check_language_heads,
-)
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     check_not_in_this_version,
     check_sequence_parallel,
@@ -246,11 +200,6 @@ STAGE_CHECKS: tuple[Callable[[Recipe, StageConfig], Iterator[str]], ...] = (
     check_compress,
     check_max_tokens,
 )
-
-
-def architecture_problems(architecture: Architecture) -> list[str]:
-    """What is wrong with the sizes, one message each."""
-    return [problem for check in ARCHITECTURE_CHECKS for problem in check(architecture)]
 
 
 def recipe_problems(recipe: Recipe) -> list[str]:
@@ -296,8 +245,3 @@ def check_recipe(recipe: Recipe, check_files: bool = True, source: str = "the re
     problems = recipe_problems(recipe) + (file_problems(recipe) if check_files else [])
     if problems:
         raise report(source, problems)
-
-
-def not_divisible(field: str, value: int, divisor_field: str, divisor: int) -> str:
-    """The message for a size that does not divide."""
-    return f"{field} is {value}, not divisible by {divisor_field} {divisor}; change one of the two"

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from megatron_sts.config.architecture import Architecture
-from megatron_sts.config.checks import architecture_problems, check_recipe, report
+from megatron_sts.config.architecture_checks import architecture_problems
+from megatron_sts.config.checks import check_recipe, report
+from megatron_sts.config.init_directory import with_defaults_of_init
 from megatron_sts.config.messages import Sources, key_problems, type_problems
 from megatron_sts.config.overrides import Override, apply_overrides, parse_override
 from megatron_sts.config.recipe import Recipe
@@ -24,7 +26,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), check_files: bo
     """Read a recipe, set the dotted overrides and check it.
 
     Relative paths in a recipe start at the current directory; `model.architecture` is looked up beside the
-    recipe first. Without `check_files` only the recipe and its architecture have to exist: enough to plan.
+    recipe first, and where it is left out, in `model.init`. Without `check_files` only the recipe and its
+    architecture have to exist: enough to plan.
     Raises ConfigError: one, that lists every problem with its field, the value found and the remedy.
     """
     path = Path(path)
@@ -35,7 +38,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), check_files: bo
 
     # Interpolations see the overrides. Those into the architecture come last: it may be a file of its own.
     values = resolve(apply_overrides(read_mapping(path, "recipe"), others, str(path)), str(path))
-    values, architecture_file = _with_architecture(values, path)
+    values, architecture_file = _with_architecture(with_defaults_of_init(values), path)
     if architecture_file is not None:
         sources = replace(sources, architecture=str(architecture_file))
     values = apply_overrides(values, inside, str(path))

@@ -55,11 +55,16 @@ class ModelConfig(ConfigModel):
     """What is trained and where its weights come from."""
 
     architecture: Architecture
-    """Sizes of the model; in YAML a file (beside the recipe or in the current directory) or a mapping."""
+    """Sizes of the model; in YAML a file (beside the recipe or in the current directory) or a mapping, or left out
+    where `init` was imported and holds them.
+    """
     vision: Path | None = None
-    """Hugging Face vision encoder directory: config.json, safetensors, preprocessor_config.json."""
+    """Hugging Face vision encoder directory: config.json, preprocessor_config.json, and without `init` safetensors.
+
+    Left out: what `init` was imported with.
+    """
     tokenizer: Path | None = None
-    """Hugging Face tokenizer directory whose tokenizer has the special token `<image>`."""
+    """Hugging Face tokenizer directory whose tokenizer has the special token `<image>`; left out: that of `init`."""
     init: Path | None = None
     """Distributed checkpoint to start from (`tools/convert.py import`); None: fresh weights, seeded."""
 
@@ -259,8 +264,8 @@ class Recipe(ConfigModel):
     """Where the figures go beside metrics.jsonl."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in backward: none, those of the attention core, or whole layers."""
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
-    """The stages, in order."""
+    stages: tuple[StageConfig, ...]
+    """The stages, in order. There are none in the run.json of a checkpoint that was imported, and not trained."""
 
     @property
     def architecture(self) -> Architecture:

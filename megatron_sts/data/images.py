@@ -3,7 +3,6 @@
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image, ImageOps
@@ -28,9 +27,7 @@ _DECODING_ERRORS = (
 )
 
 
-def load_image_processor(
-    directory: Path | None, family: Literal["clip", "siglip"], image_size: int
-) -> BaseImageProcessor:
+def load_image_processor(directory: Path | None, family: str, image_size: int) -> BaseImageProcessor:
     """The image processor of a Hugging Face vision encoder, on Pillow (no torchvision needed).
 
     Without a directory: the family's own processing at `image_size`.

@@ -1,12 +1,17 @@
-"""The model card of an exported model: what it is and how it was trained, and no figure beyond that."""
+"""The model card of an exported model: what it is, how it was trained, and what the run measured; nothing more."""
 
-from megatron_sts.config import Run, StageConfig
+from pydantic import BaseModel
+
+from megatron_sts.config import Run, StageConfig, resolved_yaml
+from megatron_sts.hf.saving import StageSaving, measured_savings
 
 
 def model_card(name: str, run: Run, dtype: str) -> str:
-    """README.md of the exported model, in Markdown."""
+    """README.md of the exported model, in Markdown.
+
+    What was measured comes from metrics.jsonl in the recipe's output_dir; where it is not there, the card says so.
+    """
     vision, language = run.recipe.architecture.vision, run.recipe.architecture.language
-    stages = "\n".join(_stage_row(stage) for stage in run.recipe.stages)
     versions = ", ".join(f"{package} {version}" for package, version in sorted(run.versions.items()))
     return f"""---
 library_name: transformers
@@ -18,8 +23,7 @@ tags:
 
 # {name}
 
-A LLaVA-style model trained with megatron_sts and the Sparse Training Scheme (arXiv 2509.18150).
-The scheme makes training cheaper only: this model is dense, it uses all of its layers and all visual tokens.
+{_origin(run)}
 
 - Vision tower: {vision.family}, {vision.layers} layers of width {vision.hidden_size},
   images of {vision.image_size} px in patches of {vision.patch_size} px,
@@ -27,14 +31,20 @@ The scheme makes training cheaper only: this model is dense, it uses all of its 
 - Language model: {language.family}, {language.layers} layers of width {language.hidden_size},
   {language.attention_heads} heads in {language.query_groups} groups, {language.vocabulary_size} tokens
 - Checkpoint: stage `{run.stage}`, step {run.step}; exported in {dtype}
-- Trained in {run.recipe.precision} with seed {run.recipe.seed}
-- Trained with: {versions or "versions not recorded"}
+- Precision of the recipe: {run.recipe.precision}; seed {run.recipe.seed}
+- Made with: {versions or "versions not recorded"}
 
 ## Training
 
-| stage | trains | data | template | length | global batch | learning rate | visual tokens | layers |
-|---|---|---|---|---|---|---|---|---|
-{stages}
+{_training(run)}
+
+<details><summary>The whole recipe</summary>
+
+```yaml
+{resolved_yaml(run.recipe).rstrip()}
+```
+
+</details>
 
 ## Use
 
@@ -56,18 +66,33 @@ Not evaluated here. The licences of the data, of the vision encoder and of the l
 """
 
 
+def _origin(run: Run) -> str:
+    if not run.recipe.stages:
+        return "A LLaVA-style model, converted by megatron_sts and not trained by it."
+    if not any(stage.skip or _compresses(stage) for stage in run.recipe.stages):
+        return "A LLaVA-style model trained with megatron_sts, with every layer and every visual token in every step."
+    return """A LLaVA-style model trained with megatron_sts and the Sparse Training Scheme (arXiv 2509.18150).
+The scheme makes training cheaper only: this model is dense, it uses all of its layers and all visual tokens."""
+
+
+def _compresses(stage: StageConfig) -> bool:
+    return stage.compress is not None and stage.compress.strategy != "none"
+
+
+def _training(run: Run) -> str:
+    if not run.recipe.stages:
+        return "None: these are the imported weights; a projector that came with none of them is random."
+    rows = "\n".join(_stage_row(stage) for stage in run.recipe.stages)
+    return f"""| stage | trains | data | template | length | global batch | learning rate | visual tokens | layers |
+|---|---|---|---|---|---|---|---|---|
+{rows}
+
+{_saving(measured_savings(run))}"""
+
+
 def _stage_row(stage: StageConfig) -> str:
-    length = f"{stage.epochs:g} epochs" if stage.steps is None else f"{stage.steps} steps"
+    length = f"epochs: {stage.epochs:g}" if stage.steps is None else f"{stage.steps} steps"
     rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rate.rates.items())
-    tokens, layers = "all", "all"
-    if stage.compress is not None and stage.compress.strategy != "none":
-        kept = stage.compress.keep_tokens
-        amount = f"{stage.compress.keep_ratio:g} of them" if kept is None else f"{kept} an image"
-        tokens = f"{stage.compress.strategy}, {amount} kept"
-    if stage.skip is not None:
-        skip = stage.skip
-        tilt = f"alpha {skip.alpha:g}, epsilon {skip.epsilon:g}"
-        layers = f"skipped: {tilt}, by {skip.progress}, {skip.selection}"
     cells = (
         stage.name,
         ", ".join(stage.trains),
@@ -76,7 +101,42 @@ def _stage_row(stage: StageConfig) -> str:
         length,
         str(stage.batch.global_size),
         rates,
-        tokens,
-        layers,
+        f"compressed: {_settings(stage.compress)}" if stage.compress is not None and _compresses(stage) else "all",
+        f"skipped: {_settings(stage.skip)}" if stage.skip is not None else "all",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _settings(settings: BaseModel) -> str:
+    """Every setting that has a value, under the recipe's own names."""
+    values = {name: value for name, value in settings.model_dump(mode="json").items() if value not in (None, [])}
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def _saving(savings: list[StageSaving]) -> str:
+    if not savings:
+        return "What training cost was not recorded: the run's metrics.jsonl was not there at the export."
+    rows = "\n".join(_saving_row(saving) for saving in savings)
+    return f"""Measured, from the run's metrics.jsonl. "Saved" compares the FLOPs that were executed with those of the
+same samples at every layer and every visual token, as computed from the model's sizes. The time is that of the steps
+of this run; it was not compared with a dense run.
+
+| stage | steps | FLOPs executed | FLOPs saved | visual tokens dropped | layer runs skipped | hours | steps dropped |
+|---|---|---|---|---|---|---|---|
+{rows}"""
+
+
+def _saving_row(saving: StageSaving) -> str:
+    cells = (
+        saving.stage,
+        f"{saving.steps} of {saving.expected_steps}" if saving.steps < saving.expected_steps else f"{saving.steps}",
+        f"{saving.flops_executed:.3e}",
+        f"{1 - saving.flops_executed / saving.flops_dense:.1%}",
+        f"{saving.visual_tokens_dropped:.1%}",
+        f"{saving.layer_runs_skipped:.1%}",
+        f"{saving.seconds / 3600:.3g}",
+        str(saving.dropped_steps),
     )
     return f"| {' | '.join(cells)} |"

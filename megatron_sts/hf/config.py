@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import (
     CLIPVisionConfig,
-    LlamaConfig,
     LlavaConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     SiglipVisionConfig,
 )
@@ -16,11 +16,8 @@ from transformers import (
 from megatron_sts.config import Architecture, LanguageArchitecture, VisionArchitecture
 from megatron_sts.data import image_token_id, pad_token_id
 from megatron_sts.errors import ConversionError
-
-_VISION_CONFIGS: dict[str, type[CLIPVisionConfig] | type[SiglipVisionConfig]] = {
-    "clip": CLIPVisionConfig,
-    "siglip": SiglipVisionConfig,
-}
+from megatron_sts.hf.families import LANGUAGES
+from megatron_sts.hf.read_config import LLAMA3_BOUNDS, VISION_CONFIGS
 
 
 def llava_config(
@@ -54,7 +51,7 @@ def vision_config(vision: VisionArchitecture, directory: Path | None) -> CLIPVis
 
     Raises ConversionError where the directory's config.json is unreadable or has other sizes.
     """
-    kind = _VISION_CONFIGS[vision.family]
+    kind = VISION_CONFIGS[vision.family]
     sizes: dict[str, Any] = {
         "hidden_size": vision.hidden_size,
         "intermediate_size": vision.ffn_hidden_size,
@@ -68,7 +65,7 @@ def vision_config(vision: VisionArchitecture, directory: Path | None) -> CLIPVis
     else:
         try:
             kind_found = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
-            if kind_found not in (vision.family, kind.model_type):
+            if kind_found not in (kind.model_type, kind.model_type.removesuffix("_vision_model")):
                 raise ValueError(f"it is a {kind_found} model")
             config = kind.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -91,24 +88,37 @@ def vision_config(vision: VisionArchitecture, directory: Path | None) -> CLIPVis
     return config
 
 
-def _text_config(language: LanguageArchitecture, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    config = LlamaConfig(
+def _text_config(language: LanguageArchitecture, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    rotary: dict[str, Any] = {"rope_type": "default"}
+    if language.rotary_scaling is not None:
+        rotary = {"rope_type": language.rotary_scaling.kind, "factor": language.rotary_scaling.factor}
+        if language.rotary_scaling.kind == "llama3":
+            rotary |= LLAMA3_BOUNDS
+    of_family: dict[str, Any] = {}
+    if language.family in ("mistral", "phi3"):
+        of_family["sliding_window"] = language.sliding_window
+    if language.family != "phi3" or language.attention_head_size is not None:
+        of_family["head_dim"] = language.head_size
+    config = LANGUAGES[language.family].config(
         vocab_size=language.vocabulary_size,
         hidden_size=language.hidden_size,
         intermediate_size=language.ffn_hidden_size,
         num_hidden_layers=language.layers,
         num_attention_heads=language.attention_heads,
         num_key_value_heads=language.query_groups,
-        head_dim=language.hidden_size // language.attention_heads,
         hidden_act="silu",
         max_position_embeddings=language.maximum_positions,
         rms_norm_eps=language.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": language.rotary_base},
+        rope_parameters=rotary | {"rope_theta": language.rotary_base},
         tie_word_embeddings=language.tied_embeddings,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad_token_id(tokenizer),
+        **of_family,
     )
-    # Releases of transformers before 5 look for the rotary base here, and would take 10000 without a word.
+    # Releases of transformers before 5 look for the rotary base and its scaling here, and would take defaults without a
+    # word.
     config.rope_theta = language.rotary_base
+    if language.rotary_scaling is not None:
+        config.rope_scaling = rotary
     return config

@@ -1,4 +1,4 @@
-"""From a training checkpoint to an ordinary Hugging Face LLaVA model, in one process, a file at a time.
+"""From a checkpoint to an ordinary Hugging Face LLaVA model, in one process, a tensor at a time.
 
     run.json ----> config.json, generation_config.json, processor, chat template, README.md
     tensors  ----> model*.safetensors      (checked by name and shape before any is read)
@@ -6,46 +6,48 @@
 The model is written beside its place and moved there when it is whole.
 """
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from megatron_sts.config import LanguageArchitecture, read_run
+from megatron_sts.config import Architecture, LanguageArchitecture, read_run
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.card import model_card
+from megatron_sts.hf.checkpoint_writer import Advance
 from megatron_sts.hf.config import llava_config
-from megatron_sts.hf.llama import (
-    GATE_UP,
-    LAYERS,
-    OUTSIDE_LAYERS,
-    QKV,
-    SAME_IN_LAYER,
-    layer_to_hf,
-    outside_layer_to_hf,
+from megatron_sts.hf.families import LAYERS, VOCABULARY_RULES, Rule
+from megatron_sts.hf.language import (
+    check_tensors,
+    hugging_face_names,
+    located_rules,
+    megatron_key,
+    megatron_shapes,
 )
 from megatron_sts.hf.names import (
+    FILE_PREFIX,
     PROJECTOR,
     VISION,
-    check_checkpoint,
-    file_name,
-    is_unused,
-    model_shapes,
-    vision_name,
+    checkpoint_vision_name,
+    is_harmless,
+    is_pooling_head,
+    projector_shapes,
+    runs,
+    vision_shapes,
 )
+from megatron_sts.hf.output import check_output, written_beside
 from megatron_sts.hf.processor import build_processor, load_tokenizer, save_processor
-from megatron_sts.hf.shards import LARGEST_SHARD_BYTES, ShardWriter
+from megatron_sts.hf.report import REPORT_FILE, Kind, TensorReport, TensorRow
+from megatron_sts.hf.shards import ShardWriter, shard_bytes
 from megatron_sts.hf.training_checkpoint import TensorReader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_DTYPE_OF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+# Tokenizer, configuration and the like.
+_ROOM_BESIDE_TENSORS = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class ExportReport:
     weight_files: tuple[str, ...]
     dropped: tuple[str, ...]
     """Checkpoint tensors that no LLaVA model has, such as SigLIP's pooling head."""
+    details: TensorReport
+    """What became of every tensor; also in the output's tensors.json."""
 
 
 def export_checkpoint(
@@ -70,7 +74,8 @@ def export_checkpoint(
     vision: Path | None = None,
     tokenizer: Path | None = None,
     dtype: torch.dtype | None = None,
-    largest_shard_bytes: int = LARGEST_SHARD_BYTES,
+    largest_shard_bytes: int | None = None,
+    start: Callable[[int], Advance] = lambda total: lambda done: None,
 ) -> ExportReport:
     """Write `checkpoint` as a model that `AutoModelForImageTextToText` and `AutoProcessor` load.
 
@@ -80,37 +85,46 @@ def export_checkpoint(
         vision: vision encoder directory, for its configuration and image processing; None: the recipe's, and
             where the recipe has none, the family's defaults.
         tokenizer: tokenizer directory; None: the recipe's.
-        dtype: of the exported weights; None: that of the recipe's precision.
-        largest_shard_bytes: weights above this are split over several files.
+        dtype: of the exported weights; None: each as the checkpoint has it.
+        largest_shard_bytes: weights above this are split over several files; None: a share of the model.
+        start: called with the bytes to write before writing begins; returns what is called with the bytes written.
 
     Raises:
-        ConversionError: `output` exists, or the checkpoint, the tokenizer or the vision encoder do not fit.
+        ConversionError: `output` exists or its disk is full, or the checkpoint, the tokenizer or the vision encoder do
+            not fit.
         CheckpointError: the checkpoint is missing, damaged or incomplete.
     """
     run = read_run(checkpoint)
-    if output.exists():
-        raise ConversionError(f"{output}: exists already; remove it or give another --output")
     architecture = run.recipe.architecture
     vision = _directory(vision, run.recipe.model.vision, "vision")
     tokenizer = _directory(tokenizer, run.recipe.model.tokenizer, "tokenizer")
     if tokenizer is None:
         raise ConversionError(f"{checkpoint}: the recipe has no model.tokenizer; give one with --tokenizer")
-    dtype = dtype or _DTYPE_OF_PRECISION[run.recipe.precision]
 
     loaded_tokenizer = load_tokenizer(tokenizer, architecture.language.vocabulary_size)
-    processor = build_processor(loaded_tokenizer, architecture, vision, run.recipe.stages[-1])
-    config = llava_config(architecture, vision, loaded_tokenizer, dtype)
+    processor = build_processor(loaded_tokenizer, architecture, vision, run.recipe.stages)
     reader = TensorReader(checkpoint)
-    check_checkpoint(reader.shapes, config, architecture.language)
+    stored = dtype or _language_dtype(reader, checkpoint)
+    config = llava_config(architecture, vision, loaded_tokenizer, stored)
+    unused = tuple(sorted(filter(_is_unused, reader.shapes)))
+    _check_checkpoint(reader, config, architecture, checkpoint)
+    total = sum(prod(shape) * (dtype or reader.dtype(key)).itemsize for key, shape in reader.shapes.items())
+    check_output(output, total + _ROOM_BESIDE_TENSORS)
 
-    with _written_beside(output) as directory:
+    details = TensorReport(left_out=dict.fromkeys(unused, "which no LLaVA model has"))
+    with written_beside(output) as directory:
         config.save_pretrained(directory)
         _generation_config(loaded_tokenizer).save_pretrained(directory)
         save_processor(processor, directory)
-        writer = ShardWriter(directory, largest_shard_bytes)
-        files = _write_weights(reader, writer, config, architecture.language, dtype)
-        dtype_name = str(dtype).removeprefix("torch.")
+        writer = ShardWriter(directory, largest_shard_bytes or shard_bytes(total))
+        advance = start(total)
+        for row, tensor in _tensors(reader, architecture):
+            details.rows.append(row)
+            advance(writer.add(row.tensor, tensor, dtype or tensor.dtype))
+        files = writer.finish()
+        dtype_name = str(stored).removeprefix("torch.")
         (directory / "README.md").write_text(model_card(output.name, run, dtype_name), encoding="utf-8")
+        details.write(directory / REPORT_FILE)
     return ExportReport(
         output=output,
         stage=run.stage,
@@ -120,7 +134,8 @@ def export_checkpoint(
         parameters=writer.total_parameters,
         weight_bytes=writer.total_bytes,
         weight_files=tuple(files),
-        dropped=tuple(sorted(filter(is_unused, reader.shapes))),
+        dropped=unused,
+        details=details,
     )
 
 
@@ -141,53 +156,58 @@ def _directory(given: Path | None, recipe: Path | None, field: str) -> Path | No
     return directory
 
 
-def _write_weights(
-    reader: TensorReader,
-    writer: ShardWriter,
-    config: LlavaConfig,
-    language: LanguageArchitecture,
-    dtype: torch.dtype,
-) -> list[str]:
-    for name, tensor in _tensors(reader, language):
-        writer.add(name, tensor, dtype)
-    expected = {file_name(name) for name in model_shapes(config)}
-    assert writer.names == expected, f"the tables of names disagree: {writer.names ^ expected}"
-    return writer.finish()
-
-
-def _tensors(reader: TensorReader, language: LanguageArchitecture) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model with its name in the file, read one tensor or one layer at a time."""
+def _language_dtype(reader: TensorReader, checkpoint: Path) -> torch.dtype:
+    """The dtype that config.json names: that of the language model's weights."""
     for key in reader.shapes:
-        if key.startswith(VISION) and not is_unused(key):
-            yield file_name(f"model.vision_tower.{vision_name(key)}"), reader.read(key)
+        if key.startswith(LAYERS):
+            return reader.dtype(key)
+    raise ConversionError(f"{checkpoint}: holds no {LAYERS}*, so no language model; use another checkpoint")
+
+
+def _is_unused(key: str) -> bool:
+    name = checkpoint_vision_name(key)
+    return key.startswith(VISION) and (is_pooling_head(name) or is_harmless(name))
+
+
+def _check_checkpoint(reader: TensorReader, config: LlavaConfig, architecture: Architecture, checkpoint: Path) -> None:
+    """Raise ConversionError unless the checkpoint has exactly the tensors of the model."""
+    expected = megatron_shapes(architecture.language)
+    expected |= projector_shapes(architecture.vision.hidden_size, architecture.language.hidden_size)
+    assert isinstance(config.vision_config, PreTrainedConfig)
+    # A checkpoint may be of a release of transformers that calls the vision encoder's tensors otherwise.
+    expected |= {_own(key): shape for key, shape in vision_shapes(config.vision_config).items()}
+    found = {_own(key): shape for key, shape in reader.shapes.items() if not _is_unused(key)}
+    check_tensors(found, expected, str(checkpoint))
+
+
+def _own(key: str) -> str:
+    return VISION + checkpoint_vision_name(key) if key.startswith(VISION) else key
+
+
+def _tensors(reader: TensorReader, architecture: Architecture) -> Iterator[tuple[TensorRow, Tensor]]:
+    """Every tensor of the model with its row of the report, read one tensor or one layer's at a time."""
+    for key in reader.shapes:
+        if key.startswith(VISION) and not _is_unused(key):
+            name = checkpoint_vision_name(key)
+            kind: Kind = "mapped" if runs(name, architecture.vision.used_layers) else "carried"
+            yield _row(FILE_PREFIX["vision"] + name, key, reader.read(key), kind)
         elif key.startswith(PROJECTOR):
-            yield file_name(f"model.multi_modal_projector.{key.removeprefix(PROJECTOR)}"), reader.read(key)
-        elif key in OUTSIDE_LAYERS:
-            name, tensor = outside_layer_to_hf(key, reader.read(key), language)
-            yield f"language_model.{name}", tensor
-    for layer in range(language.layers):
-        stacked = {name: reader.read(LAYERS + name, layer) for name in (*SAME_IN_LAYER, QKV, GATE_UP)}
-        for name, tensor in layer_to_hf(stacked, layer, language).items():
-            yield f"language_model.{name}", tensor
+            yield _row(FILE_PREFIX["projector"] + key.removeprefix(PROJECTOR), key, reader.read(key))
+    for rule, layer in located_rules(architecture.language):
+        key = megatron_key(rule, layer)
+        parts = rule.split(_read(reader, rule, layer, architecture.language), architecture.language)
+        for name, part in zip(hugging_face_names(rule, layer), parts, strict=True):
+            yield _row(FILE_PREFIX["language"] + name, key if layer is None else f"{key}[{layer}]", part)
 
 
-@contextmanager
-def _written_beside(output: Path) -> Iterator[Path]:
-    """A new directory beside `output` that takes its place at the end, and is removed after an error."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield directory
-        # mkdtemp and safetensors make private ones; a model is readable like any other new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        directory.chmod(0o777 & ~mask)
-        for file in directory.iterdir():
-            file.chmod(0o666 & ~mask)
-        try:
-            directory.rename(output)
-        except OSError as error:
-            raise ConversionError(f"{output}: appeared during the export ({error}); give another --output") from error
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
+def _read(reader: TensorReader, rule: Rule, layer: int | None, language: LanguageArchitecture) -> Tensor:
+    """megatron-core's tensor of a rule; the vocabulary without its padding."""
+    key = megatron_key(rule, layer)
+    if layer is not None:
+        return reader.read_layer(key, layer)
+    return reader.read(key, slice(language.vocabulary_size) if rule in VOCABULARY_RULES else slice(None))
+
+
+def _row(name: str, key: str, tensor: Tensor, kind: Kind = "mapped") -> tuple[TensorRow, Tensor]:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorRow(name, kind, (key,), tuple(tensor.shape), dtype), tensor

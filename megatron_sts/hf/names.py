@@ -1,72 +1,100 @@
-"""Which tensors an exported model has, under three sets of names.
+"""What the tensors of a LLaVA model are called, in a checkpoint and in Hugging Face files.
 
-The checkpoint's, the file's (the layout of the LLaVA checkpoints on the hub, which old and new releases of
-transformers read) and those of LlavaForConditionalGeneration in memory:
+A model has three parts. Their tensors go by the names of the part's own class; files put a prefix before them:
 
-    vision.*             vision_tower.vision_model.*     model.vision_tower.*
-    projector.*          multi_modal_projector.*         model.multi_modal_projector.*
-    embedding, decoder   language_model.model.*          model.language_model.*
-    output_layer         language_model.lm_head.weight   lm_head.weight
+    part        own names           in a checkpoint      in an exported file           in other files
+    vision      embeddings.*        vision.*             vision_tower.vision_model.*   model.vision_tower.*
+    projector   linear_1.*          projector.*          multi_modal_projector.*       model.multi_modal_projector.*
+    language    model.*, lm_head.*  by the family table  language_model.*              model.language_model.*, lm_head.*
+
+The file's layout is that of the LLaVA checkpoints on the hub, which old and new releases of transformers read.
 """
 
-from collections.abc import Mapping
+import re
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-from megatron_sts.config import LanguageArchitecture
-from megatron_sts.hf.llama import check_tensors, language_shapes
+from transformers import AutoModel, PreTrainedConfig
 
 VISION = "vision."
 PROJECTOR = "projector."
-_FILE_PREFIX = {
-    "model.vision_tower.": "vision_tower.vision_model.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-    "model.language_model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
+FILE_PREFIX = {
+    "vision": "vision_tower.vision_model.",
+    "projector": "multi_modal_projector.",
+    "language": "language_model.",
 }
-# Releases of transformers differ in whether the encoder's own names begin with this.
-_OPTIONAL_VISION_PREFIX = "vision_model."
-# Never run by a LLaVA model, and not a part of it: SigLIP's pooling head, a buffer of older releases.
-_UNUSED_VISION = ("head.", "embeddings.position_ids")
+# Tried in order; what follows the prefix is put behind the own name's beginning.
+_PREFIXES = (
+    ("model.vision_tower.", "vision", ""),
+    ("vision_tower.", "vision", ""),
+    ("model.multi_modal_projector.", "projector", ""),
+    ("multi_modal_projector.", "projector", ""),
+    ("model.language_model.", "language", "model."),
+    ("language_model.", "language", ""),
+    ("lm_head.", "language", "lm_head."),
+)
+# Releases of transformers differ in whether a vision encoder's own names begin with this.
+_VISION_PREFIX = "vision_model."
+# In some files, in no model: buffers that are computed, and of a whole CLIP or SigLIP the parts beside the encoder.
+_HARMLESS = re.compile(
+    r"(.*\.)?rotary_emb\.inv_freq"
+    r"|(.*\.)?embeddings\.position_ids"
+    r"|text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale|logit_bias"
+)
+# SigLIP's pooling head, which a LLaVA model does not run and does not have.
+_POOLING_HEAD = "head."
 
 
-def model_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the exported model, by its name in memory; a tied output layer is left out."""
+def part_of(name: str) -> tuple[str, str] | None:
+    """The part that a tensor of a LLaVA file belongs to, and its own name there; None: it belongs to none."""
+    for prefix, part, beginning in _PREFIXES:
+        if name.startswith(prefix):
+            own = beginning + name.removeprefix(prefix)
+            return part, vision_name(own) if part == "vision" else own
+    return None
+
+
+def vision_name(name: str) -> str:
+    """A vision encoder's own name, as this project writes it."""
+    return name.removeprefix(_VISION_PREFIX)
+
+
+def checkpoint_vision_name(key: str) -> str:
+    """The vision encoder's own name of a checkpoint's tensor `vision.*`."""
+    return vision_name(key.removeprefix(VISION))
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a file's tensor can be left out: it is computed, or belongs to no part of a LLaVA model."""
+    return _HARMLESS.fullmatch(name) is not None
+
+
+def is_pooling_head(name: str) -> bool:
+    """Whether a vision encoder's tensor belongs to SigLIP's pooling head."""
+    return name.startswith(_POOLING_HEAD)
+
+
+def vision_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a vision encoder, without a pooling head, by its checkpoint name.
+
+    Behind `vision.` stands what this release of transformers calls it, which is what training looks for.
+    """
     with torch.device("meta"):
-        state = LlavaForConditionalGeneration(config).state_dict()
-    tied = config.tie_word_embeddings
-    return {name: tuple(tensor.shape) for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
+        state = AutoModel.from_config(config).state_dict()
+    named = {VISION + name: tuple(tensor.shape) for name, tensor in state.items()}
+    return {key: shape for key, shape in named.items() if not is_pooling_head(checkpoint_vision_name(key))}
 
 
-def file_name(model_name: str) -> str:
-    """The name in the safetensors file of a parameter of LlavaForConditionalGeneration."""
-    for prefix, replacement in _FILE_PREFIX.items():
-        if model_name.startswith(prefix):
-            return replacement + model_name.removeprefix(prefix)
-    raise AssertionError(f"{model_name} is no part of a LLaVA model")
-
-
-def vision_name(checkpoint_key: str) -> str:
-    """The vision encoder's own name of a checkpoint tensor `vision.*`."""
-    return checkpoint_key.removeprefix(VISION).removeprefix(_OPTIONAL_VISION_PREFIX)
-
-
-def is_unused(checkpoint_key: str) -> bool:
-    """Whether a checkpoint tensor is a part of the vision encoder that a LLaVA model does not have."""
-    return checkpoint_key.startswith(VISION) and vision_name(checkpoint_key).startswith(_UNUSED_VISION)
-
-
-def check_checkpoint(found: Mapping[str, tuple[int, ...]], config: LlavaConfig, language: LanguageArchitecture) -> None:
-    """Raise ConversionError unless the checkpoint has exactly the tensors of the model."""
-    expected = language_shapes(language)
-    for name, shape in model_shapes(config).items():
-        for prefix, key in (("model.vision_tower.", VISION), ("model.multi_modal_projector.", PROJECTOR)):
-            if name.startswith(prefix):
-                expected[key + name.removeprefix(prefix)] = shape
-    given = {
-        VISION + vision_name(key) if key.startswith(VISION) else key: shape
-        for key, shape in found.items()
-        if not is_unused(key)
+def projector_shapes(vision_width: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the projector by its checkpoint name."""
+    return {
+        f"{PROJECTOR}linear_1.weight": (hidden_size, vision_width),
+        f"{PROJECTOR}linear_1.bias": (hidden_size,),
+        f"{PROJECTOR}linear_2.weight": (hidden_size, hidden_size),
+        f"{PROJECTOR}linear_2.bias": (hidden_size,),
     }
-    check_tensors(given, expected, "checkpoint's")
+
+
+def runs(name: str, used_layers: int) -> bool:
+    """Whether a vision encoder's tensor is ever run: not in the layers after the feature layer, nor the last norm."""
+    layer = re.match(r"encoder\.layers\.(\d+)\.", name)
+    return not name.startswith("post_layernorm.") and (layer is None or int(layer[1]) < used_layers)

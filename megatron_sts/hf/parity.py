@@ -1,6 +1,7 @@
 """Whether an exported model computes what the trained one does: their logits on the same pictures and prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from megatron_sts.config import ParallelConfig, read_run
 from megatron_sts.data import Batch
 from megatron_sts.model.build import build_chunks
-from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.groups import group_collection, start_groups, stop_groups
 from megatron_sts.sts import full_plan
 
@@ -24,35 +24,55 @@ def largest_logit_difference(checkpoint: Path, export: Path, questions: Sequence
     At all visual tokens and all layers, in fp32, over every position of every prompt. questions: pictures and what
     is asked about each. Makes, and leaves, a process group of one process; not for use inside a training run.
     """
-    processor = AutoProcessor.from_pretrained(export, local_files_only=True)
+    processor = AutoProcessor.from_pretrained(export, backend="pil", local_files_only=True)
     exported = AutoModelForImageTextToText.from_pretrained(export, dtype=torch.float32, local_files_only=True).eval()
-    prompts = [_inputs(processor, picture, text) for picture, text in questions]
+    prompts = [prompt_inputs(processor, picture, text) for picture, text in questions]
+    with checkpoint_logits(checkpoint) as logits_of, torch.inference_mode():
+        differences = [
+            exported(**inputs).logits - logits_of(inputs, exported.config.image_token_id) for inputs in prompts
+        ]
+    return max(float(difference.abs().max()) for difference in differences)
+
+
+def prompt_inputs(processor: Any, picture: Path | Image.Image, text: str) -> dict[str, Tensor]:
+    """What a LLaVA model takes for a question about a picture, in its own chat template."""
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    if isinstance(picture, Path):
+        with Image.open(picture) as opened:
+            picture = opened.convert("RGB")
+    return dict(processor(text=prompt, images=picture, return_tensors="pt"))
+
+
+@contextmanager
+def checkpoint_logits(checkpoint: Path) -> Iterator[Callable[[Mapping[str, Tensor], int], Tensor]]:
+    """A checkpoint's model, in fp32 in this process: a function of `prompt_inputs` and the id of `<image>`.
+
+    It returns logits [1, s, V] without the rows that pad the vocabulary. The process group is left at the end.
+    """
     recipe = read_run(checkpoint).recipe
     recipe = recipe.model_copy(update={"parallel": ParallelConfig(), "precision": "fp32"})
     start_groups(recipe.parallel, recipe.seed)
     try:
-        (trained,) = build_chunks(recipe, group_collection(), draw_weights=False)
-        state = dist_checkpointing.load({"model": trained.sharded_state_dict()}, str(checkpoint))
-        trained.load_state_dict(state["model"], strict=True)
-        trained.eval().set_plan(full_plan(recipe.architecture.visual_tokens))
-        with torch.inference_mode():
-            return max(_difference(trained, exported, inputs) for inputs in prompts)
+        (model,) = build_chunks(recipe, group_collection(), draw_weights=False)
+        state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(checkpoint))
+        model.load_state_dict(state["model"], strict=True)
+        model.eval().set_plan(full_plan(recipe.architecture.visual_tokens))
+
+        def logits(inputs: Mapping[str, Tensor], image_token: int) -> Tensor:
+            batch = _batch(inputs, image_token)
+            return model(batch).float().cpu()[..., : recipe.architecture.language.vocabulary_size]
+
+        yield logits
     finally:
         stop_groups()
 
 
-def _inputs(processor: Any, picture: Path, text: str) -> dict[str, Tensor]:
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    with Image.open(picture) as image:
-        return dict(processor(text=prompt, images=image.convert("RGB"), return_tensors="pt"))
-
-
-def _difference(trained: MultimodalModel, exported: Any, inputs: dict[str, Tensor]) -> float:
+def _batch(inputs: Mapping[str, Tensor], image_token: int) -> Batch:
     device = torch.cuda.current_device()
     tokens = inputs["input_ids"].to(device)
-    slots = (tokens[0] == exported.config.image_token_id).nonzero().flatten()
-    batch = Batch(
+    slots = (tokens[0] == image_token).nonzero().flatten()
+    return Batch(
         tokens=tokens,
         labels=torch.full_like(tokens, -100),
         pixels=inputs["pixel_values"].to(device),
@@ -60,6 +80,3 @@ def _difference(trained: MultimodalModel, exported: Any, inputs: dict[str, Tenso
         image_starts=slots[:1],
         visual_tokens=len(slots),
     )
-    own = trained(batch).float().cpu()
-    theirs = exported(**inputs).logits.float().cpu()
-    return float((own[..., : theirs.size(-1)] - theirs).abs().max())

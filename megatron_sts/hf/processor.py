@@ -1,12 +1,17 @@
 """The exported model's processor: tokenizer, image processor and the chat template of its training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from megatron_sts.config import Architecture, StageConfig
 from megatron_sts.data import IMAGE_TOKEN, TEMPLATES, image_token_id, load_image_processor, pad_token_id
 from megatron_sts.errors import ConversionError
+from megatron_sts.hf.tokenizer import read_tokenizer
+
+# LLaVA-1.5's, for a model that has not been trained here and whose tokenizer brings no template.
+_TEMPLATE_OF_AN_IMPORT = "vicuna_v1"
 
 
 def load_tokenizer(directory: Path, vocabulary_size: int) -> PreTrainedTokenizerBase:
@@ -16,14 +21,7 @@ def load_tokenizer(directory: Path, vocabulary_size: int) -> PreTrainedTokenizer
         ConversionError: the directory holds no tokenizer, or one with more tokens than the model has rows.
         DataError: the tokenizer has no special token `<image>`.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ConversionError(
-            f"{directory}: holds no tokenizer that can be used ({error}); give a Hugging Face tokenizer "
-            "directory with --tokenizer"
-        ) from error
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    tokenizer = read_tokenizer(directory)
     image_token_id(tokenizer)
     if len(tokenizer) > vocabulary_size:
         raise ConversionError(
@@ -37,9 +35,12 @@ def load_tokenizer(directory: Path, vocabulary_size: int) -> PreTrainedTokenizer
 
 
 def build_processor(
-    tokenizer: PreTrainedTokenizerBase, architecture: Architecture, vision: Path | None, stage: StageConfig
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: Architecture,
+    vision: Path | None,
+    stages: Sequence[StageConfig],
 ) -> LlavaProcessor:
-    """The processor of a model whose last stage of training was `stage`.
+    """The processor of a model. Its chat template is that of the last stage; without any, the tokenizer's own.
 
     Args:
         vision: directory with the preprocessor_config.json; None: the vision encoder's family decides.
@@ -50,11 +51,20 @@ def build_processor(
         tokenizer=tokenizer,
         patch_size=sizes.patch_size,
         # CLIP puts a class token before the patches, which the strategy "default" drops again.
-        num_additional_image_tokens=1 if sizes.family == "clip" else 0,
+        num_additional_image_tokens=int(sizes.has_class_token),
         vision_feature_select_strategy=sizes.feature_select,
         image_token=IMAGE_TOKEN,
-        chat_template=TEMPLATES[stage.data.template].chat_template(stage.data.system_prompt),
+        chat_template=_chat_template(tokenizer, stages),
     )
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase, stages: Sequence[StageConfig]) -> str:
+    if stages:
+        data = stages[-1].data
+        return TEMPLATES[data.template].chat_template(data.system_prompt)
+    if isinstance(tokenizer.chat_template, str):
+        return tokenizer.chat_template
+    return TEMPLATES[_TEMPLATE_OF_AN_IMPORT].chat_template(None)
 
 
 def save_processor(processor: LlavaProcessor, directory: Path) -> None:

@@ -7,7 +7,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-LARGEST_SHARD_BYTES = 5 * 10**9
+_SMALLEST_BOUND, _LARGEST_BOUND = 10**9, 5 * 10**9
+
+
+def shard_bytes(total: int) -> int:
+    """The bound of a file for weights of `total` bytes: what is held in memory stays a small share of the model."""
+    return min(_LARGEST_BOUND, max(_SMALLEST_BOUND, total // 16))
 
 
 class ShardWriter:
@@ -17,7 +22,7 @@ class ShardWriter:
     `model-00001-of-00002.safetensors`, ... and `model.safetensors.index.json`.
     """
 
-    def __init__(self, directory: Path, largest_bytes: int = LARGEST_SHARD_BYTES):
+    def __init__(self, directory: Path, largest_bytes: int = _LARGEST_BOUND):
         """Files go to `directory` and hold at most `largest_bytes`, unless one tensor alone is larger."""
         self._directory = directory
         self._largest_bytes = largest_bytes
@@ -28,8 +33,8 @@ class ShardWriter:
         self.total_bytes = 0
         self.total_parameters = 0
 
-    def add(self, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
-        """Write `tensor` as `dtype` under `name`."""
+    def add(self, name: str, tensor: Tensor, dtype: torch.dtype) -> int:
+        """Write `tensor` as `dtype` under `name`; returns its bytes."""
         assert name not in self.names
         if self._pending and self._pending_bytes + tensor.numel() * dtype.itemsize > self._largest_bytes:
             self._write()
@@ -40,6 +45,7 @@ class ShardWriter:
         self.names.add(name)
         self.total_bytes += stored.nbytes
         self.total_parameters += stored.numel()
+        return stored.nbytes
 
     def finish(self) -> list[str]:
         """Write what is left and return the names of the weight files."""

@@ -65,15 +65,24 @@ class TensorReader:
         """Name and full shape of every tensor."""
         return {key: tuple(entry.size) for key, entry in self._tensors.items()}
 
-    def read(self, key: str, layer: int | None = None) -> Tensor:
-        """A whole tensor, or with `layer` the slice [layer] of its first dimension.
+    def dtype(self, key: str) -> torch.dtype:
+        """The dtype a tensor is stored in."""
+        return self._tensors[key].properties.dtype
+
+    def read_layer(self, key: str, layer: int) -> Tensor:
+        """The slice [layer] of a tensor's first dimension, without that dimension."""
+        return self.read(key, slice(layer, layer + 1))[0]
+
+    def read(self, key: str, rows: slice = slice(None)) -> Tensor:
+        """A whole tensor, or some of it along its first dimension.
 
         Raises CheckpointError where a file of the checkpoint is missing, damaged or does not hold all of it.
         """
         entry = self._tensors[key]
         offsets, sizes = [0] * len(entry.size), list(entry.size)
-        if layer is not None:
-            offsets[0], sizes[0] = layer, 1
+        if sizes:
+            start, stop, _ = rows.indices(sizes[0])
+            offsets[0], sizes[0] = start, stop - start
         target = torch.empty(sizes, dtype=entry.properties.dtype)
         chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         items = create_read_items_for_chunk_list(key, entry, [chunk])
@@ -86,7 +95,7 @@ class TensorReader:
                 f"{self._checkpoint}: {key} cannot be read ({type(error).__name__}: {error}); a file is "
                 "missing or damaged, use another checkpoint"
             ) from error
-        return target if layer is None else target[0]
+        return target
 
 
 class _SlicePlanner(DefaultLoadPlanner):

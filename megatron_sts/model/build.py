@@ -1,6 +1,7 @@
 """Builds the model chunks of this rank, freezes what a stage does not train, and wraps them for data parallelism."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -9,7 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import LanguageArchitecture, Recipe
 from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.initialize import initialize_fresh
 from megatron_sts.model.mllm import MultimodalModel
@@ -22,19 +23,21 @@ from megatron_sts.model.vision import VisionTower, build_tower
 def build_chunks(recipe: Recipe, groups: ProcessGroupCollection, draw_weights: bool) -> list[MultimodalModel]:
     """This rank's model chunks, one per virtual stage.
 
-    The tower has the weights of `model.vision` where that is given. `draw_weights`: the others are drawn from the
-    recipe's seed, alike in every layout; without it they are left to be loaded.
+    `draw_weights`: the tower has the weights of `model.vision` where that is given, the others are drawn from the
+    recipe's seed, alike in every layout. Without it all are left to be loaded from a checkpoint, the tower's too.
     """
     chunks = []
     for virtual_stage in range(recipe.parallel.virtual_pipeline):
-        chunk = _build_chunk(recipe, groups, virtual_stage)
+        chunk = _build_chunk(recipe, groups, virtual_stage, draw_weights)
         if draw_weights:
             initialize_fresh(chunk, recipe.seed, recipe.architecture.language.layers)
         chunks.append(chunk)
     return chunks
 
 
-def _build_chunk(recipe: Recipe, groups: ProcessGroupCollection, virtual_stage: int) -> MultimodalModel:
+def _build_chunk(
+    recipe: Recipe, groups: ProcessGroupCollection, virtual_stage: int, draw_weights: bool
+) -> MultimodalModel:
     architecture, config = recipe.architecture, transformer_config(recipe)
     language = architecture.language
     stage = virtual_stage if recipe.parallel.virtual_pipeline > 1 else None
@@ -50,6 +53,7 @@ def _build_chunk(recipe: Recipe, groups: ProcessGroupCollection, virtual_stage: 
         share_embeddings_and_output_weights=language.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=language.rotary_base,
+        **_rotary_scaling(language),
         pg_collection=groups,
         vp_stage=stage,
     )
@@ -57,10 +61,24 @@ def _build_chunk(recipe: Recipe, groups: ProcessGroupCollection, virtual_stage: 
     if not first:
         return MultimodalModel(config, gpt, groups)
     dtype = PARAMETER_DTYPES[recipe.precision]
-    tower = build_tower(architecture.vision, recipe.model.vision, dtype, recipe.seed)
+    tower = build_tower(architecture.vision, recipe.model.vision, dtype, recipe.seed, read_weights=draw_weights)
     _mark_for_sequence_parallel(tower, config.sequence_parallel)
     projector = Projector(architecture.vision.hidden_size, language.hidden_size, dtype, config.sequence_parallel)
     return MultimodalModel(config, gpt, groups, tower, projector)
+
+
+def _rotary_scaling(language: LanguageArchitecture) -> dict[str, Any]:
+    """GPTModel's arguments for the scaling of the rotary embedding.
+
+    Contract: megatron-core's llama3 scaling has the bounds of Llama 3.1 built in (1, 4, 8192 positions); `hf` refuses
+    others.
+    """
+    scaling = language.rotary_scaling
+    if scaling is None:
+        return {}
+    if scaling.kind == "linear":
+        return {"seq_len_interpolation_factor": scaling.factor}
+    return {"rope_scaling": True, "rope_scaling_factor": scaling.factor}
 
 
 def _mark_for_sequence_parallel(tower: VisionTower, sequence_parallel: bool) -> None:

@@ -15,9 +15,17 @@ class SkippingDataParallel(DistributedDataParallel):
     being one for all: it is not sent, and where its weights stay as they are, they are not gathered.
     """
 
-    _idle: Sequence[Any] = ()
-    """Bucket groups of skipped layers alone."""
-    _weights_stay = True
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._idle: Sequence[Any] = ()
+        """Bucket groups of skipped layers alone."""
+        self._weights_stay = True
+        for buffer in self.buffers:
+            # megatron-core saves the distributed optimiser's state without the padding between buckets, but looks a
+            # parameter up where it lies with it: with several buckets, other numbers than its own. So padding counts.
+            for bucket in buffer.buckets:
+                bucket.numel_unpadded = bucket.grad_data.numel()
+            buffer.numel_unpadded = buffer.numel
 
     def begin_step(self, skipped: Iterable[Parameter], weights_stay: bool = True) -> None:
         """Zero the gradients for a step in which `skipped` take no part; before its first forward pass.

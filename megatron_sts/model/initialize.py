@@ -37,20 +37,21 @@ def _sharded_tensors(chunk: MultimodalModel) -> Iterator[ShardedTensor]:
 
 def _draw(tensor: ShardedTensor, seed: int, layers: int) -> None:
     stacked = tensor.prepend_axis_num
-    shape = tensor.global_shape[stacked:]
     offset = tensor.global_offset[stacked:]
     target = tensor.data
     assert target is not None
-    if len(shape) == 1:
-        target.fill_(0.0 if tensor.key.endswith("bias") else 1.0)
-        return
-    text = f"{seed}/{tensor.key}/{tensor.global_offset[:stacked]}".encode()
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
-    whole = torch.empty(shape, dtype=torch.float32).normal_(
-        0.0, _deviation(tensor.key, shape, layers), generator=generator
-    )
+    whole = fresh_tensor(tensor.key, tensor.global_shape[stacked:], seed, layers, tensor.global_offset[:stacked])
     own = whole[tuple(slice(start, start + size) for start, size in zip(offset, target.shape, strict=True))]
     target.copy_(own)
+
+
+def fresh_tensor(key: str, shape: tuple[int, ...], seed: int, layers: int, index: tuple[int, ...] = ()) -> torch.Tensor:
+    """A whole fresh tensor, float32. key: in a checkpoint; index: of the layer, where the key stands for all layers."""
+    if len(shape) == 1:
+        return torch.full(shape, 0.0 if key.endswith("bias") else 1.0)
+    text = f"{seed}/{key}/{index}".encode()
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
+    return torch.empty(shape, dtype=torch.float32).normal_(0.0, _deviation(key, shape, layers), generator=generator)
 
 
 def _deviation(key: str, shape: tuple[int, ...], layers: int) -> float:

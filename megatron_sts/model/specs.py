@@ -35,23 +35,26 @@ def block_spec(
     if uses_transformer_engine():
         from megatron.core.extensions.transformer_engine import TENorm
 
-        layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
+        layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm
     else:
-        layer, norm = _plain_layer_spec(), PlainRMSNorm
+        layer, norm = _plain_layer_spec(config.qk_layernorm), PlainRMSNorm
     skippable = replace(layer, module=SkippableTransformerLayer)
     count = get_num_layers_to_build(config, virtual_stage, get_pg_rank(groups.pp))
     return TransformerBlockSubmodules(layer_specs=[skippable] * count, layer_norm=norm)
 
 
-def _plain_layer_spec() -> ModuleSpec:
+def _plain_layer_spec(query_key_norm: bool) -> ModuleSpec:
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     attention = layer.submodules.self_attention
+    parts = replace(attention.submodules, core_attention=CausalAttention)
+    if query_key_norm:
+        parts = replace(parts, q_layernorm=PlainRMSNorm, k_layernorm=PlainRMSNorm)
     return replace(
         layer,
         submodules=replace(
             layer.submodules,
             input_layernorm=PlainRMSNorm,
             pre_mlp_layernorm=PlainRMSNorm,
-            self_attention=replace(attention, submodules=replace(attention.submodules, core_attention=CausalAttention)),
+            self_attention=replace(attention, submodules=parts),
         ),
     )

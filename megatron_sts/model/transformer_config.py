@@ -14,7 +14,7 @@ PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def transformer_config(recipe: Recipe) -> TransformerConfig:
-    """The language model's TransformerConfig: RMSNorm, SwiGLU, rotary, grouped queries, no dropout, no bias."""
+    """The language model's TransformerConfig: RMSNorm, SwiGLU, rotary, grouped queries, no dropout."""
     language, parallel = recipe.architecture.language, recipe.parallel
     gpu = has_gpu()
     interleaved = parallel.virtual_pipeline > 1
@@ -30,12 +30,14 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         ffn_hidden_size=language.ffn_hidden_size,
         num_attention_heads=language.attention_heads,
         num_query_groups=language.query_groups,
-        kv_channels=language.hidden_size // language.attention_heads,
+        kv_channels=language.head_size,
         normalization="RMSNorm",
         layernorm_epsilon=language.norm_epsilon,
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
+        add_qkv_bias=language.query_key_value_bias,
+        qk_layernorm=language.query_key_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,

@@ -86,20 +86,29 @@ def _encoder_config(vision: VisionArchitecture) -> CLIPVisionConfig | SiglipVisi
     return config
 
 
-def build_tower(vision: VisionArchitecture, directory: Path | None, dtype: torch.dtype, seed: int) -> VisionTower:
+def build_tower(
+    vision: VisionArchitecture, directory: Path | None, dtype: torch.dtype, seed: int, read_weights: bool = True
+) -> VisionTower:
     """The tower with the weights of a Hugging Face directory, or freshly drawn from the seed without one.
 
-    Raises ConfigError where the directory's sizes are not those of the architecture.
+    Without `read_weights` the directory gives the configuration alone: the weights come from a checkpoint.
+    Raises ConfigError where the directory has no weights, or other sizes than the architecture.
     """
-    if directory is None:
+    config = _encoder_config(vision) if directory is None else _read_encoder_config(vision, directory)
+    if directory is None or not read_weights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder = AutoModel.from_config(_encoder_config(vision))
+            encoder = AutoModel.from_config(config)
     else:
-        config = _read_encoder_config(vision, directory)
-        encoder = AutoModel.from_pretrained(
-            directory, config=config, trust_remote_code=False, use_safetensors=True, local_files_only=True
-        )
+        try:
+            encoder = AutoModel.from_pretrained(
+                directory, config=config, trust_remote_code=False, use_safetensors=True, local_files_only=True
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"model.vision {directory} has no weights that can be read ({error}); give a directory with "
+                "safetensors, or model.init, a checkpoint that holds the tower"
+            ) from error
     return VisionTower(encoder.to(device=torch.cuda.current_device(), dtype=dtype).eval(), vision)
 
 
@@ -123,7 +132,7 @@ def _read_encoder_config(vision: VisionArchitecture, directory: Path) -> CLIPVis
                 f"{directory / 'config.json'} has {name} {getattr(found, name)}, but model.architecture's vision tower "
                 f"has {getattr(expected, name)}; make the architecture agree with the tower"
             )
-    if vision.family == "siglip":
+    if isinstance(found, SiglipVisionConfig):
         # The attention-pooling head is never used, and a checkpoint without it stays loadable.
         found.vision_use_head = False
     return found

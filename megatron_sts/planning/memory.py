@@ -58,10 +58,16 @@ def part_parameters(recipe: Recipe, rank: int, tensor: int = 1) -> dict[str, int
 
 
 def layer_parameters(recipe: Recipe, tensor: int = 1) -> int:
-    """Parameters of one layer of the language model on one of `tensor` ranks: four matrices and two norms."""
+    """Parameters of one layer of the language model on one of `tensor` ranks.
+
+    Four matrices and two norms; in some families biases of query, key and value, or norms of query and key.
+    """
     language = recipe.architecture.language
-    attention = language.head_size * (2 * language.attention_heads + 2 * language.query_groups)
-    return language.hidden_size * ((attention + 3 * language.ffn_hidden_size) // tensor + 2)
+    hidden, heads = language.hidden_size, language.attention_heads + 2 * language.query_groups
+    attention = language.head_size * (heads + language.attention_heads)
+    biases = language.head_size * heads // tensor if language.query_key_value_bias else 0
+    head_norms = 2 * language.head_size if language.query_key_norm else 0
+    return hidden * ((attention + 3 * language.ffn_hidden_size) // tensor + 2) + biases + head_norms
 
 
 def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
@@ -73,7 +79,7 @@ def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
     layers += 0 if used else 2 * hidden
     patches = 3 * vision.patch_size**2 * hidden + vision.patches * hidden
     # clip: class token with its position, and a norm before the layers; siglip: a bias of the patch embedding.
-    return layers + patches + (4 * hidden if vision.family == "clip" else hidden)
+    return layers + patches + (4 * hidden if vision.has_class_token else hidden)
 
 
 def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int) -> RankBytes:

@@ -1,6 +1,5 @@
 """How fast a stage of training would be: the simulated steps of its plan, against the dense step."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_sts.config import Recipe
@@ -13,6 +12,8 @@ from megatron_sts.sts import PipelineSchedule, StepTime, resolve_skip_groups
 # Steps whose time is simulated, in even strides, and the passes that may go into all of them.
 _SIMULATED_STEPS = 400
 _SIMULATED_PASSES = 1_000_000
+# Of a share.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class StageSimulation:
         """`recipe` has its groups as the user wrote them. earlier: as for `resolve_skip_groups`."""
         parallel, stage = recipe.parallel, planned.stage
         self._recipe, self._earlier, self._planned = recipe, earlier, planned
+        self._found: dict[tuple[str | None, tuple[int, ...] | None], Prediction | None] = {}
         self.costs = micro_batch_costs(recipe, stage, visual_tokens)
         self.schedule = PipelineSchedule(parallel.pipeline, parallel.virtual_pipeline, micro_batches)
         self._dense_costs = micro_batch_costs(recipe, stage, recipe.architecture.visual_tokens)
@@ -61,13 +63,18 @@ class StageSimulation:
 
     def predict(self, selection: str | None = None, split: tuple[int, ...] | None = None) -> Prediction | None:
         """The stage with another selection or split than the recipe's; None where the recipe cannot have them."""
+        if (selection, split) not in self._found:
+            self._found[selection, split] = self._predicted(selection, split)
+        return self._found[selection, split]
+
+    def _predicted(self, selection: str | None, split: tuple[int, ...] | None) -> Prediction | None:
         try:
             recipe = resolve_skip_groups(self._variant(selection, split), self._earlier)
         except ConfigError:
             return None
         planner = self._planned.planner(recipe)
         stages = recipe.parallel.layers_of_stages(recipe.architecture.language.layers)
-        dense = self.dense_step([len(stage) for stage in stages])
+        dense = self.schedule.simulate(*self._dense_costs.of_stages([len(stage) for stage in stages]))
         steps = self._simulated(stages, [planner.plan(step).skipped_layers for step in self._steps])
         total = sum(step.total for step in steps) / len(steps)
         busy = [sum(step.busy[rank] for step in steps) / len(steps) for rank in range(len(dense.busy))]
@@ -77,12 +84,8 @@ class StageSimulation:
             dense_busy=tuple(work / dense.total for work in dense.busy),
             step_time=total,
             busy=tuple(work / total for work in busy),
-            retained_saving=(1.0 - total / dense.total) / work_saved if work_saved > 0 else None,
+            retained_saving=(1.0 - total / dense.total) / work_saved if work_saved > _ROUNDING else None,
         )
-
-    def dense_step(self, split: Sequence[int]) -> StepTime:
-        """The step with every layer and every visual token, on a split of the layers."""
-        return self.schedule.simulate(*self._dense_costs.of_stages(split))
 
     def _simulated(self, stages: list[range], plans: list[frozenset[int]]) -> list[StepTime]:
         """The steps that skip these layers; those that run as many on every virtual stage are simulated once."""

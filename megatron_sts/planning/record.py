@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_sts.config import Recipe
-from megatron_sts.planning.forecast import RecipeForecast, Split, StageForecast, Work
-from megatron_sts.planning.prediction import Prediction
+from megatron_sts.planning.forecast import SELECTIONS, RecipeForecast, Split, StageForecast, Work
 from megatron_sts.planning.scope import PlannedStage, planned_stages, resolve
 
 
@@ -68,11 +67,9 @@ def _rank(recipe: Recipe, stage: StageForecast, rank: int) -> dict[str, Any]:
     }
 
 
-def _by_selection(work: Work | None, figure: str) -> dict[str, float | None] | None:
-    if work is None:
-        return None
-    found: dict[str, Prediction | None] = work.predictions
-    return {name: getattr(prediction, figure) if prediction else None for name, prediction in found.items()}
+def _by_selection(work: Work | None, figure: str) -> dict[str, float | None]:
+    found = {name: work.predictions[name] if work is not None else None for name in SELECTIONS}
+    return {name: getattr(prediction, figure) if prediction is not None else None for name, prediction in found.items()}
 
 
 def _split(split: Split | None) -> dict[str, Any] | None:

@@ -23,22 +23,20 @@ class StageLoad:
     schedule: PipelineSchedule
     costs: MicroBatchCosts
 
+    @property
+    def micro_batches(self) -> int:
+        """Of all steps."""
+        return self.steps * self.schedule.micro_batches
+
     def time(self, counts: Sequence[int]) -> float:
         """Simulated time of all steps with so many layers on each virtual stage."""
         return self.steps * self.schedule.simulate(*self.costs.of_stages(counts)).total
 
 
-def with_split(recipe: Recipe, counts: Sequence[int], earlier: Recipe | None) -> Recipe:
-    """The recipe with these layers on its virtual stages, its open groups resolved on them; ConfigError if it cannot.
-
-    `recipe` has the groups as the user wrote them. earlier: as for `resolve_skip_groups`.
-    """
-    parallel = recipe.parallel.model_copy(update={"layers_per_stage": tuple(counts)})
-    return resolve_skip_groups(recipe.model_copy(update={"parallel": parallel}), earlier)
-
-
 def best_split(recipe: Recipe, earlier: Recipe | None, loads: Sequence[StageLoad]) -> tuple[int, ...]:
     """Layers of each virtual stage, in order of depth, that take little time over these stages of training.
+
+    `recipe` has the groups as the user wrote them. earlier: as for `resolve_skip_groups`.
 
     Layers go one by one (with groups of layers that the recipe fixes: group by group) to the rank with the least
     load, there to the chunk with the least. That is done for every least number of layers that a virtual stage may
@@ -65,10 +63,10 @@ class _Search:
         self._recipe, self._earlier, self._loads, self._unit = recipe, earlier, loads, unit
         self._pipeline = recipe.parallel.pipeline
         self._stages = self._pipeline * recipe.parallel.virtual_pipeline
-        self._layer = sum(load.steps * load.costs.layer.total for load in loads)
+        self._layer = sum(load.micro_batches * load.costs.layer.total for load in loads)
         self._extra = [0.0] * self._stages
-        self._extra[0] += sum(load.steps * load.costs.first.total for load in loads)
-        self._extra[-1] += sum(load.steps * load.costs.last.total for load in loads)
+        self._extra[0] += sum(load.micro_batches * load.costs.first.total for load in loads)
+        self._extra[-1] += sum(load.micro_batches * load.costs.last.total for load in loads)
         self._left = _SIMULATED_PASSES
         self._times: dict[tuple[int, ...], float] = {}
 
@@ -81,8 +79,9 @@ class _Search:
 
     def usable(self, counts: tuple[int, ...]) -> bool:
         """Whether all groups are in order on a split."""
+        parallel = self._recipe.parallel.model_copy(update={"layers_per_stage": counts})
         try:
-            with_split(self._recipe, counts, self._earlier)
+            resolve_skip_groups(self._recipe.model_copy(update={"parallel": parallel}), self._earlier)
         except ConfigError:
             return False
         return True

@@ -67,22 +67,22 @@ def _by_depth(found: Sparsity) -> str:
 
 
 def _work_lines(found: RecipeForecast, stage: StageForecast, work: Work) -> list[str]:
-    sparse, pipelined = stage.planned.stage.skip is not None, found.recipe.parallel.pipeline > 1
+    config, pipelined = stage.planned.stage, found.recipe.parallel.pipeline > 1
     length = f"{work.length:,}" + (f" ({work.length_dense:,} dense)" if work.length != work.length_dense else "")
     lines = [
         f"  sequence: {length} tokens, padded, of a mean sample",
         f"  FLOPs: {work.flops_executed:.4g} executed, {work.flops_dense:.4g} dense; ideal speed-up "
         f"{work.ideal_speedup:.3f}x",
     ]
-    if sparse and pipelined:
+    if config.skip is not None and pipelined:
         shown = [f"{name} {_speedup(prediction)}" for name, prediction in work.predictions.items()]
         lines.append(f"  predicted speed-up over the dense step: {', '.join(shown)}")
         lines += _warning(stage, work)
-    else:
+    elif config.skip is not None or config.compress is not None:
         lines.append(f"  predicted speed-up over the dense step: {_speedup(work.planned)}")
     if pipelined:
         lines.append(f"  bubble: {work.planned.bubble:.1%} of the ranks' time ({work.planned.dense_bubble:.1%} dense)")
-        lines.append(f"  split for this stage alone: {_split_text(found, work.proposed)}")
+        lines.append(f"  split for this stage alone: {_split_text(found, work.proposed, config.skip is not None)}")
     return lines
 
 
@@ -111,13 +111,15 @@ def _warning(stage: StageForecast, work: Work) -> list[str]:
     ]
 
 
-def _split_text(found: RecipeForecast, split: Split) -> str:
+def _split_text(found: RecipeForecast, split: Split, skips: bool) -> str:
     if split.layers == found.own_split:
         return "the recipe's own"
-    balanced = f"; balanced selection is {split.balanced_speedup:.3f}x there" if split.balanced_speedup else ""
+    over_dense = ""
+    if split.balanced_speedup is not None and split.balanced_speedup > 1:
+        over_dense = f"; there {split.balanced_speedup:.3f}x over dense{' with balanced selection' if skips else ''}"
     return (
         f"{_numbers(split.layers)}: {split.planned_speedup:.3f}x as fast as the recipe's own split, a dense step "
-        f"{split.dense_speedup:.3f}x{balanced}"
+        f"{split.dense_speedup:.3f}x{over_dense}"
     )
 
 
@@ -164,7 +166,8 @@ def _proposal_lines(found: RecipeForecast, split: Split) -> list[str]:
         return ["split of the layers: no other one gains 0.1% over the whole recipe"]
     parallel = found.recipe.parallel.model_copy(update={"layers_per_stage": split.layers})
     values = ", ".join(f"{key}: {_yaml(value)}" for key, value in parallel.model_dump(exclude_defaults=True).items())
-    return [f"split for the whole recipe: {_split_text(found, split)}. To paste:", f"parallel: {{{values}}}"]
+    skips = any(stage.skip is not None for stage in found.recipe.stages)
+    return [f"split for the whole recipe: {_split_text(found, split, skips)}. To paste:", f"parallel: {{{values}}}"]
 
 
 def _yaml(value: object) -> str:

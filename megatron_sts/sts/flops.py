@@ -9,7 +9,8 @@ hidden size h, a query heads and g key/value groups of size d each, feed-forward
 The backward pass costs as much again for the gradient of the activations and, for the matrices alone, as much
 again for the gradient of the weights where they are trained; attention has two products to differentiate twice.
 So trained: 3 C_matrix + 3 C_attention; frozen with a gradient passing through: 2 C_matrix + 3 C_attention. With
-d a = h and S = T + N this is F1 and F2 of the method's summary (c S = C_matrix, 2 h S^2 = C_attention).
+d a = h and S = T + N this is F1 and F2 of the method's summary (c S = C_matrix, 2 h S^2 = C_attention); an
+explicit head size makes d a another number than h.
 The head is 2 S h V; a projector token 2 (w h + h^2); a tower token like a layer with full attention and a plain
 feed-forward, plus the patch embedding. Norms, activations, rotary and softmax are left out: below 1% at h >= 512.
 The logits are counted over all S rows, because they are computed over all of them.
@@ -61,13 +62,13 @@ class ModelSizes:
     def layer_matrices(self, length: int) -> float:
         """Forward FLOPs of one layer's matrix products over one sequence."""
         language = self._language
-        head_size = language.hidden_size // language.attention_heads
-        attention = language.hidden_size * head_size * (2 * language.attention_heads + 2 * language.query_groups)
+        heads = 2 * language.attention_heads + 2 * language.query_groups
+        attention = language.hidden_size * language.head_size * heads
         return 2.0 * length * (attention + 3 * language.hidden_size * language.ffn_hidden_size)
 
     def layer_attention(self, length: int) -> float:
         """Forward FLOPs of one layer's two attention products over one sequence, causal half."""
-        return 2.0 * length * length * self._language.hidden_size
+        return 2.0 * length * length * self._language.attention_heads * self._language.head_size
 
     def head(self, length: int) -> float:
         """Forward FLOPs of the output layer over one sequence."""
@@ -91,8 +92,7 @@ class ModelSizes:
         return 2.0 * patches * 3 * vision.patch_size**2 * vision.hidden_size
 
     def _tower_rows(self) -> int:
-        patches = (self._vision.image_size // self._vision.patch_size) ** 2
-        return patches + (1 if self._vision.family == "clip" else 0)
+        return self._vision.patches + int(self._vision.has_class_token)
 
 
 def step_flops(

@@ -33,14 +33,18 @@ def skippable_layers(recipe: Recipe, skip: SkipConfig) -> list[list[int]]:
     ]
 
 
-def resolve_skip_groups(recipe: Recipe, earlier: Recipe | None = None) -> Recipe:
+def resolve_skip_groups(recipe: Recipe, earlier: Recipe | None = None, only_stage: str | None = None) -> Recipe:
     """The recipe with the groups of every balanced stage written out as sizes, for good.
 
     `earlier`: the resolved recipe of the run that is gone on with, whose groups are kept where this one leaves them
-    open. Raises one ConfigError that lists every stage that this layout or these groups cannot honour.
+    open. `only_stage`: the stage that is trained on this layout, the others are left as they are. Raises one
+    ConfigError that lists every stage that this layout or these groups cannot honour.
     """
     stages, problems = [], []
     for stage in recipe.stages:
+        if only_stage not in (None, stage.name):
+            stages.append(stage)
+            continue
         if stage.skip is not None and stage.skip.selection == "balanced":
             skip = _with_earlier_groups(recipe, stage, stage.skip, earlier)
             skip = skip.model_copy(update={"skip_groups": group_sizes(recipe, skip)})

@@ -35,7 +35,7 @@ class PipelineSchedule:
         """With virtual stages the micro-batches must be a multiple of the ranks, as megatron-core demands."""
         assert pipeline >= 1 and virtual >= 1 and micro_batches >= 1
         assert virtual == 1 or micro_batches % pipeline == 0
-        self._pipeline, self._virtual, self._micro_batches = pipeline, virtual, micro_batches
+        self._pipeline, self._virtual, self.micro_batches = pipeline, virtual, micro_batches
         self.passes = 2 * pipeline * virtual * micro_batches
         # (rank, place in forward times then backward times, place of the pass it waits for or -1) of every pass
         self._order = self._sorted_passes()
@@ -55,16 +55,14 @@ class PipelineSchedule:
             free[rank] = start
             ended.append(start)
         busy = tuple(
-            self._micro_batches * sum(forward[stage] + backward[stage] for stage in range(rank, stages, self._pipeline))
+            self.micro_batches * sum(forward[stage] + backward[stage] for stage in range(rank, stages, self._pipeline))
             for rank in range(self._pipeline)
         )
         return StepTime(max(free), busy)
 
     def _sorted_passes(self) -> list[tuple[int, int, int]]:
         stages = self._pipeline * self._virtual
-        orders = [
-            rank_order(rank, self._pipeline, self._virtual, self._micro_batches) for rank in range(self._pipeline)
-        ]
+        orders = [rank_order(rank, self._pipeline, self._virtual, self.micro_batches) for rank in range(self._pipeline)]
         done = [0] * self._pipeline
         places: dict[tuple[bool, int, int], int] = {}
         passes: list[tuple[int, int, int]] = []

@@ -20,7 +20,7 @@ def train(recipe: Recipe, only_stage: str | None = None) -> None:
     """
     check_world(recipe, world_size_of_environment())
     earlier = newest_run(recipe)
-    recipe = resolve_skip_groups(recipe, earlier.recipe if earlier is not None else None)
+    recipe = resolve_skip_groups(recipe, earlier.recipe if earlier is not None else None, only_stage)
     numbers = [n for n, stage in enumerate(recipe.stages) if only_stage in (None, stage.name)]
     if only_stage is not None:
         recipe.stage(only_stage)

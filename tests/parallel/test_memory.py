@@ -23,6 +23,9 @@ TIED = copy.deepcopy(SIZES)
 TIED["language"]["tied_embeddings"] = True
 SIGLIP = copy.deepcopy(SIZES)
 SIGLIP["vision"] |= {"family": "siglip", "feature_select": "full"}
+QWEN2, QWEN3 = copy.deepcopy(SIZES), copy.deepcopy(SIZES)
+QWEN2["language"]["family"] = "qwen2"
+QWEN3["language"] |= {"family": "qwen3", "attention_head_size": 64}
 EVERYTHING = {
     "tune__trains": ["projector", "language", "vision"],
     "tune__learning_rate": {"projector": 1e-3, "language": 1e-3, "vision": 1e-3},
@@ -37,6 +40,8 @@ CASES: dict[int, list[tuple[str, dict[str, Any]]]] = {
         ("tune", {"model__architecture": TIED, **DISTRIBUTED}),
         ("tune", {"model__architecture": SIGLIP, "parallel": {"tensor": 2}, **EVERYTHING}),
         ("tune", {"optimizer": {"kind": "sgd"}}),
+        ("tune", {"model__architecture": QWEN2, "parallel": {"tensor": 2}}),
+        ("tune", {"model__architecture": QWEN3, "parallel": {"tensor": 2}}),
     ],
     4: [
         (

@@ -25,6 +25,11 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "dp2_selective": (2, {}, {"recompute": "selective"}),
     "dp2_momentum": (2, {}, {"tune__skip": SKIP | {"parameters": "momentum"}}),
     "dp2_projector_frozen": (2, {}, {"tune__trains": ["language"], "tune__learning_rate": {"projector": None}}),
+    "dp2_pp2_language_frozen": (
+        4,
+        {"pipeline": 2},
+        {"tune__trains": ["projector"], "tune__learning_rate": {"language": None}},
+    ),
     "dp2_tp2_sp_full": (4, {"tensor": 2, "sequence_parallel": True}, {"recompute": "full"}),
     "dp2_pp2_tied": (4, {"pipeline": 2}, {"model__architecture": TIED}),
     "dp2_pp2_uneven_full": (4, {"pipeline": 2, "layers_per_stage": [1, 3]}, {"recompute": "full"}),

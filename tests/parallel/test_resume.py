@@ -18,6 +18,7 @@ from tests.tiny import tiny_recipe
 
 STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4}, "align__compress": {"keep_ratio": 0.5}}
 EVERY = {"checkpoint": {"every_steps": 2, "keep_last": 9}}
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_parameters": 3000}
 KEPT = (
     "stage",
     "step",
@@ -61,10 +62,10 @@ def _cut_back(recipe: Recipe, output: Path, keep: set[str]) -> None:
         (2, {"parallel": {"tensor": 2, "sequence_parallel": True}}),
         (2, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}}),
         (2, {"precision": "bf16"}),
-        (2, {"precision": "bf16", "optimizer": {"distributed": True}}),
+        (2, {"precision": "bf16", "optimizer": {"distributed": True}, "parallel": OVERLAP}),
         (1, {"optimizer": {"kind": "sgd"}}),
     ],
-    ids=["one", "dp2_distributed", "tp2_sp", "pp2_vp2", "dp2_bf16", "dp2_bf16_distributed", "sgd"],
+    ids=["one", "dp2_distributed", "tp2_sp", "pp2_vp2", "dp2_bf16", "dp2_bf16_distributed_overlap", "sgd"],
 )
 def test_resume_within_and_across_stages_equals_the_uninterrupted_run(root, tmp_path, ranks, layout):
     whole = tiny_recipe(root, output_dir=str(tmp_path / "whole"), **STS, **EVERY, **layout)

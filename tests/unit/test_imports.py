@@ -16,6 +16,7 @@ LEVELS = (
     ("parallel",),
     ("planning",),
     ("data",),
+    ("evaluation",),
     ("model",),
     ("hf",),
     ("train",),
@@ -63,6 +64,12 @@ def test_light_packages_import_no_framework(light):
     assert files
     for path in files:
         assert not HEAVY & {name.split(".")[0] for name in imported(path)}, path
+
+
+def test_an_export_is_evaluated_without_megatron():
+    for path in SOURCES:
+        if part(path) in {"data", "evaluation"}:
+            assert "megatron" not in {name.split(".")[0] for name in imported(path)}, path
 
 
 def test_nothing_in_the_package_imports_tools_tests_or_examples():

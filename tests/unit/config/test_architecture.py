@@ -23,6 +23,7 @@ def language(**changes: object) -> dict[str, object]:
         ({}, 576),
         ({"feature_select": "full"}, 577),
         ({"family": "siglip", "image_size": 384, "feature_select": "full"}, 729),
+        ({"family": "siglip2", "image_size": 384, "patch_size": 16, "feature_select": "full"}, 576),
         ({"image_size": 83, "patch_size": 14}, 25),
     ],
 )
@@ -39,6 +40,13 @@ def test_vocabulary_is_padded_up_to_a_multiple(size: int, padding: int, padded: 
 
 def test_head_size_is_the_width_of_one_head() -> None:
     assert LanguageArchitecture.model_validate(language()).head_size == 128
+    assert LanguageArchitecture.model_validate(language(attention_head_size=96)).head_size == 96
+
+
+@pytest.mark.parametrize(("window", "longest"), [(None, 4096), (1024, 1024), (8192, 4096)])
+def test_a_sequence_fits_the_positions_and_the_window(window: int | None, longest: int) -> None:
+    sizes = LanguageArchitecture.model_validate(language(family="mistral", sliding_window=window))
+    assert sizes.longest_sequence == longest
 
 
 def test_sizes_cannot_be_changed_or_invented() -> None:

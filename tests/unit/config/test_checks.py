@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from megatron_sts.config import Recipe, check_recipe
-from megatron_sts.config.checks import ARCHITECTURE_CHECKS, RECIPE_CHECKS, STAGE_CHECKS
+from megatron_sts.config.architecture_checks import ARCHITECTURE_CHECKS
+from megatron_sts.config.checks import RECIPE_CHECKS, STAGE_CHECKS
 from megatron_sts.errors import ConfigError
 
 VISION, LANGUAGE = "model.architecture.vision", "model.architecture.language"
@@ -50,6 +51,21 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         "check_language_heads",
         [f"{LANGUAGE}.query_groups=3"],
         [f"{LANGUAGE}.attention_heads is 8, not divisible by language.query_groups 3", "change one"],
+    ),
+    (
+        "check_language_heads",
+        [f"{LANGUAGE}.attention_head_size=7"],
+        [f"{LANGUAGE}.attention_head_size is 7", "make it even"],
+    ),
+    (
+        "check_language_family",
+        [f"{LANGUAGE}.sliding_window=64"],
+        [f"{LANGUAGE}.sliding_window is 64, but llama models have no attention window", "mistral, phi3", "remove it"],
+    ),
+    (
+        "check_language_family",
+        [f"{LANGUAGE}.family=phi3", f"{LANGUAGE}.rotary_scaling={{kind: linear, factor: 2}}"],
+        [f"{LANGUAGE}.rotary_scaling is linear", "phi3 models do not have", "remove it"],
     ),
     (
         "check_not_in_this_version",
@@ -119,6 +135,7 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["stages.align.name=tune"],
         ["2 stages are named 'tune'", "give each its own name"],
     ),
+    ("check_stage_names", ["stages=[]"], ["stages is empty", "give at least one"]),
     (
         "check_length",
         ["stages.tune.steps=null"],
@@ -212,6 +229,11 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         "check_max_tokens",
         ["stages.tune.data.max_tokens=5000"],
         ["stages.tune.data.max_tokens is 5000", "maximum_positions 4096", "lower max_tokens"],
+    ),
+    (
+        "check_max_tokens",
+        [f"{LANGUAGE}.family=mistral", f"{LANGUAGE}.sliding_window=1024"],
+        ["stages.tune.data.max_tokens is 2048", "sliding_window 1024", "lower max_tokens"],
     ),
 ]
 

@@ -1,13 +1,25 @@
 """Tiny models, their training checkpoints and an export, each made once."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaForCausalLM,
+    Qwen2ForCausalLM,
+    SiglipConfig,
+    SiglipModel,
+)
 
-from megatron_sts.hf import export_checkpoint
+from megatron_sts.hf import ImportOptions, export_checkpoint, import_pair
+from tests.unit.hf.sources import change_config, language_config, make_llava, nothing, tower_config, write_llava
 from tests.unit.hf.tiny_llava import (
     Made,
     architecture,
@@ -68,11 +80,39 @@ def exported(make: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory
     return output
 
 
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole CLIP, a whole SigLIP2, a Llama without `<image>` whose tokenizer fills its vocabulary, a LLaVA model."""
+    root = tmp_path_factory.mktemp("sources")
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": 60}
+    CLIPModel(CLIPConfig(text_config=text | special, vision_config=tower_config("clip").to_dict())).save_pretrained(
+        root / "clip"
+    )
+    vision = tower_config("siglip2").to_dict() | {"vision_use_head": True}
+    SiglipModel(SiglipConfig(text_config=text | special, vision_config=vision)).save_pretrained(root / "siglip2")
+    tokenizer = make_tokenizer(image_token=False)
+    config = language_config("llama")
+    config.vocab_size = len(tokenizer)
+    LlamaForCausalLM(config).save_pretrained(root / "llama")
+    tokenizer.save_pretrained(root / "llama")
+    Qwen2ForCausalLM(language_config("qwen2")).save_pretrained(root / "qwen2")
+    tokenizer.save_pretrained(root / "qwen2")
+    llava = make_llava("clip", "mistral")
+    write_llava(llava, root / "llava", make_tokenizer())
+    change_config(root / "llava", image_token_index=len(make_tokenizer()) - 1)
+    return root
+
+
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder with three pictures of different content and size."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number, size in enumerate([(30, 30), (40, 24), (28, 28)]):
-        Image.radial_gradient("L").rotate(number * 40).resize(size).convert("RGB").save(folder / f"{number}.png")
-    return folder
+def copy(sources: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A source that the test may damage."""
+    return lambda name: Path(shutil.copytree(sources / name, tmp_path / name))
+
+
+@pytest.fixture(scope="session")
+def pair(sources: Path) -> Path:
+    """An import of SigLIP2 and Llama."""
+    import_pair(sources / "siglip2", sources / "llama", sources / "pair", ImportOptions(), nothing)
+    return sources / "pair"

@@ -1,13 +1,18 @@
 """Shows that the commands do their work, and end with one message and code 2 on a user's error."""
 
+import contextlib
 import importlib.util
-import json
-from collections.abc import Callable
+import io
+import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
+from transformers import AutoProcessor
+
+from megatron_sts.hf import ImportOptions, import_llava
+from tests.ranks import run_ranks
+from tests.unit.hf.sources import nothing
 
 TOOLS = Path(__file__).parents[3] / "tools"
 
@@ -21,48 +26,57 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_convert_exports_and_verifies(
-    make: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def _in_a_rank(arguments: list[str]) -> tuple[int, str]:
+    """Exit code and printed text of a conversion, in a process of its own, as `--verify` makes a process group."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = load("convert").main(arguments)
+    return code, printed.getvalue()
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("float32", 0.0, 1e-4), ("bfloat16", 1e-4, 1.0)])
+def test_an_export_is_verified_against_its_checkpoint(
+    exported: Path, tmp_path: Path, dtype: str, low: float, high: float
 ) -> None:
-    arguments = ["export", "--checkpoint", str(make("clip").checkpoint), "--output", str(tmp_path / "model")]
-    assert load("convert").main([*arguments, "--dtype", "bfloat16", "--verify"]) == 0
-    printed = capsys.readouterr().out
-    assert "bfloat16; stage tune, step 10" in printed
-    assert "verified" in printed
+    """The logits of a cast differ by its rounding, which is printed and no error."""
+    init = tmp_path / "init"
+    import_llava(exported, init, ImportOptions(), nothing)
+    arguments = ["export", "--checkpoint", str(init), "--output", str(tmp_path / "model"), "--dtype", dtype]
+    ((code, printed),) = run_ranks(1, _in_a_rank, [*arguments, "--verify"])
+    assert code == 0
+    assert f"{dtype}; stage import, step 0" in printed
+    assert "85 mapped, 2 carried, 0 fresh" in printed
+    differ = re.search(r"differ by at most (\S+)", printed)
+    assert differ is not None
+    assert low <= float(differ[1]) <= high
+    assert "What is in the picture?" in printed
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
-def test_evaluate_prints_a_table_or_json(exported: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = {"question_id": 1, "image": "0.png", "text": "What?", "answer": "two", "category": "read"}
-    (pictures / "q.jsonl").write_text(json.dumps(record))
-    arguments = ["--model", str(exported), "--data", str(pictures / "q.jsonl"), "--max-new-tokens", "2"]
-    assert load("evaluate").main(arguments) == 0
-    captured = capsys.readouterr()
-    assert captured.out.splitlines()[1].split()[:2] == ["all", "1"]
-    assert "1 of 1 questions" in captured.err
-    assert load("evaluate").main([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["questions"] == 1
+def test_convert_imports_and_exports_back(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert = load("convert")
+    init, again = tmp_path / "init", tmp_path / "again"
+    assert convert.main(["import", "--hf", str(exported), "--output", str(init)]) == 0
+    assert f"model: {{init: {init}}}" in capsys.readouterr().out
+    assert convert.main(["export", "--checkpoint", str(init), "--output", str(again)]) == 0
+    assert (again / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    assert AutoProcessor.from_pretrained(again).chat_template == AutoProcessor.from_pretrained(exported).chat_template
 
 
-def test_generate_prints_one_answer(exported: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "--model",
-        str(exported),
-        "--image",
-        str(pictures / "0.png"),
-        "--prompt",
-        "What digit is it?",
-    ]
-    assert load("generate").main([*arguments, "--max-new-tokens", "4"]) == 0
-    assert capsys.readouterr().out.strip()
+@pytest.mark.parametrize(
+    "sources", [[], ["--vision", "a"], ["--hf", "a", "--language", "b"], ["--language", "a", "--megatron", "b"]]
+)
+def test_convert_says_which_sources_go_together(
+    sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load("convert").main(["import", *sources, "--output", str(tmp_path / "init")]) == 2
+    assert "give --hf, or --vision with --language, or --vision with --megatron" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("tool", "arguments"),
     [
         ("convert", ["export", "--checkpoint", "nowhere", "--output", "model"]),
-        ("evaluate", ["--model", "nowhere", "--data", "nowhere.jsonl"]),
-        ("generate", ["--model", "nowhere", "--image", "a.png", "--prompt", "What?"]),
     ],
 )
 def test_a_users_error_is_one_message_and_code_2(

@@ -88,8 +88,8 @@ def test_the_model_card_states_the_recipe(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     assert "stage `tune`, step 10" in card
     assert "| align | projector | `align.json` | plain | 10 steps | 8 | projector 0.001 |" in card
-    assert "| uniform, 0.5 of them kept |" in card
-    assert "skipped: alpha 0.5, epsilon 0.25, by step, independent" in card
+    assert "| compressed: strategy uniform, keep_ratio 0.5 |" in card
+    assert "| skipped: alpha 0.5, epsilon 0.25, progress step, " in card
 
 
 def test_weights_can_be_cast_and_split(make: Callable[..., Any], tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_nothing_is_left_when_writing_fails(
         raise OSError("no space left")
 
     monkeypatch.setattr("megatron_sts.hf.shards.save_file", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(ConversionError, match=r"model: cannot be written \(OSError: no space left\)"):
         export_checkpoint(make("siglip").checkpoint, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

@@ -45,8 +45,8 @@ def test_a_picture_becomes_as_many_tokens_as_the_tower_yields(family: str, selec
         update={"vision": sizes.vision.model_copy(update={"feature_select": select, "feature_layer": -1})}
     )
     assert sizes.visual_tokens == tokens
-    stage = make_recipe(sizes, None, None).stages[-1]
-    processor = build_processor(make_tokenizer(), sizes, None, stage)
+    stages = make_recipe(sizes, None, None).stages
+    processor = build_processor(make_tokenizer(), sizes, None, stages)
     batch = processor(text="USER: <image> yes", images=Image.new("RGB", (50, 30)), return_tensors="pt")
     assert (batch["input_ids"] == processor.image_token_id).sum() == tokens
     assert batch["pixel_values"].shape == (1, 3, 28, 28)

@@ -31,9 +31,10 @@ def test_every_tensor_is_read_whole_and_layer_by_layer_without_a_process_group(
     assert reader.shapes == {key: tuple(tensor.shape) for key, tensor in made.tensors.items()}
     for key, tensor in made.tensors.items():
         assert torch.equal(reader.read(key), tensor)
+        assert torch.equal(reader.read(key, slice(1, 3)), tensor[1:3])
         if key.startswith("decoder.layers."):
             for layer in range(3):
-                assert torch.equal(reader.read(key, layer), tensor[layer])
+                assert torch.equal(reader.read_layer(key, layer), tensor[layer])
 
 
 def test_optimizer_tensors_and_what_is_no_tensor_are_left_out(make: Callable[..., Any]) -> None:

@@ -23,8 +23,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from megatron_sts.config import Architecture, Recipe
-from megatron_sts.hf import language_from_hf
+from megatron_sts.config import Architecture, LanguageArchitecture, Recipe
+from megatron_sts.hf.families import VOCABULARY_RULES, Rule
+from megatron_sts.hf.language import hugging_face_names, megatron_key, rules_in_layer, rules_outside
 from megatron_sts.parallel.device import prepare_device
 from tests.ranks import run_ranks
 
@@ -180,7 +181,24 @@ def checkpoint_tensors(model: LlavaForConditionalGeneration, sizes: Architecture
             tensors[name.replace("model.multi_modal_projector.", "projector.")] = tensor
         else:
             language[name.replace("model.language_model.", "model.")] = tensor
-    return tensors | language_from_hf(language, sizes.language)
+    return tensors | megatron_tensors(language, sizes.language)
+
+
+def megatron_tensors(tensors: Mapping[str, Tensor], language: LanguageArchitecture) -> dict[str, Tensor]:
+    """A Hugging Face language model's tensors under megatron-core's names: layers stacked, the vocabulary padded."""
+
+    def merged(rule: Rule, layer: int | None) -> Tensor:
+        return rule.merge([tensors[name] for name in hugging_face_names(rule, layer)], language)
+
+    converted = {rule.key: merged(rule, None) for rule in rules_outside(language)}
+    for rule in VOCABULARY_RULES:
+        if rule.key in converted:
+            rows = language.padded_vocabulary_size - language.vocabulary_size
+            converted[rule.key] = torch.nn.functional.pad(converted[rule.key], (0, 0, 0, rows))
+    for rule in rules_in_layer(language):
+        layers = [merged(rule, layer) for layer in range(language.layers)]
+        converted[megatron_key(rule, 0)] = torch.stack(layers)
+    return converted
 
 
 def write_checkpoint(directory: Path, tensors: Mapping[str, Tensor], recipe: Recipe) -> Path:

@@ -59,10 +59,11 @@ def test_json_has_the_documented_keys(tmp_path):
 
 
 def test_text_has_a_line_to_paste_that_can_be_used(tmp_path):
-    done = plan("parallel.virtual_pipeline=2", "stages.tune.skip.epsilon=0.2")
+    overrides = ["parallel.virtual_pipeline=2", "stages.tune.batch.global=16", "stages.tune.steps=50"]
+    done = plan(*overrides)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("parallel: "))
-    recipe = load_recipe(PLAN_70B, ["parallel.virtual_pipeline=2", "stages.tune.skip.epsilon=0.2"], check_files=False)
+    recipe = load_recipe(PLAN_70B, overrides, check_files=False)
     values = yaml.safe_load(resolved_yaml(recipe)) | yaml.safe_load(line)
     pasted = tmp_path / "pasted.yaml"
     pasted.write_text(json.dumps(values))

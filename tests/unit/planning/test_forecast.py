@@ -61,6 +61,12 @@ def test_balanced_keeps_more_than_independent_and_most_on_the_proposed_split(mak
         assert split.planned_speedup > 1.0 and split.balanced_speedup > 1.0
 
 
+def test_a_dense_stage_saves_nothing(make):
+    tune = forecast(make(tune__skip=None, parallel={"pipeline": 4})).stages[1].work
+    assert tune.ideal_speedup == 1.0 and tune.planned.speedup == pytest.approx(1.0)
+    assert tune.planned.retained_saving is None
+
+
 def test_more_data_parallel_ranks_leave_fewer_micro_batches_and_a_larger_bubble(make):
     recipe = make(parallel={"pipeline": 4}, optimizer={"distributed": True})
     one, four = forecast(recipe, 1).stages[1], forecast(recipe, 4).stages[1]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPVisionConfig, SiglipVisionConfig
 
 from megatron_sts.config import VisionArchitecture
 from megatron_sts.planning.memory import part_parameters, rank_bytes, tower_parameters
@@ -12,24 +12,27 @@ def count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("tied", "groups"), [(False, 32), (True, 8)])
-def test_language_parameters_are_llamas(make, tied, groups):
-    recipe = make(
-        model__architecture__language__tied_embeddings=tied, model__architecture__language__query_groups=groups
+@pytest.mark.parametrize(
+    ("family", "tied", "groups", "head_size"),
+    [("llama", False, 32, None), ("llama", True, 8, None), ("qwen2", False, 8, None), ("qwen3", False, 8, 96)],
+)
+def test_language_parameters_are_those_of_the_model(make, family, tied, groups, head_size):
+    sizes = {"family": family, "tied_embeddings": tied, "query_groups": groups, "attention_head_size": head_size}
+    recipe = make(**{f"model__architecture__language__{name}": value for name, value in sizes.items()})
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=groups,
+        head_dim=head_size or 4096 // 32,
+        tie_word_embeddings=tied,
     )
     with torch.device("meta"):
-        llama = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=32000,
-                hidden_size=4096,
-                intermediate_size=11008,
-                num_hidden_layers=32,
-                num_attention_heads=32,
-                num_key_value_heads=groups,
-                tie_word_embeddings=tied,
-            )
-        )
-    assert part_parameters(recipe, 0)["language"] == count(llama)
+        model = AutoModelForCausalLM.from_config(config)
+    assert part_parameters(recipe, 0)["language"] == count(model)
     assert part_parameters(recipe, 0)["projector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
 
 

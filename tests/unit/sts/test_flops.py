@@ -118,6 +118,19 @@ def test_parts_are_what_torch_counts(tmp_path_factory, trains, skipped, kept):
     }
 
 
+def test_an_explicit_head_size_counts_in_projections_and_attention(tmp_path_factory):
+    """4 heads of 12 in a width of 32: what torch counts, and by hand 2 S h d (2 a + 2 g) + 6 S h f and 2 S^2 a d."""
+    changes = {"family": "qwen3", "attention_head_size": 12}
+    recipe = tiny_recipe(tmp_path_factory.getbasetemp() / "flops", model__architecture__language=changes)
+    plan = StepPlan(0, frozenset(), uniform_indices(16, 16), 16)
+    (counted,) = run_ranks(1, _count, recipe, ("projector", "language"), plan)
+    sizes = ModelSizes(recipe.architecture)
+    matrices, attention = sizes.layer_matrices(LENGTH), sizes.layer_attention(LENGTH)
+    assert matrices == 2 * LENGTH * (32 * 12 * (2 * 4 + 2 * 2) + 3 * 32 * 64)
+    assert attention == 2 * LENGTH**2 * 4 * 12
+    assert counted["layers"] == 4 * SAMPLES * (3 * matrices + 2 * 3 * attention)
+
+
 def test_a_stage_that_trains_the_tower_alone_passes_gradients_through_all():
     frozen = _llava(("projector",), 60, 576)
     tower = _llava(("vision",), 60, 576)

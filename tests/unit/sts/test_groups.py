@@ -114,5 +114,14 @@ def test_what_cannot_be_met_is_refused_with_what_to_change(skip, parallel, parts
         assert part in str(caught.value)
 
 
+def test_a_stage_that_is_not_trained_on_this_layout_is_left_as_it_is():
+    open_groups = recipe(HALF, {"pipeline": 2, "layers_per_stage": [3, 5]})
+    assert resolve_skip_groups(open_groups, only_stage="align") == open_groups
+    fixed = recipe(HALF | {"skip_groups": 2}, {"pipeline": 2, "layers_per_stage": [3, 5]})
+    assert resolve_skip_groups(fixed, only_stage="align") == fixed
+    with pytest.raises(ConfigError, match="in one group"):
+        resolve_skip_groups(fixed, only_stage="tune")
+
+
 def test_alpha_zero_fits_any_groups():
     assert resolved({"alpha": 0.0, "skip_groups": [1, 7], "never_skip": [0]}) == (1, 7)

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_sts.config import Recipe
 from megatron_sts.sts import StagePlanner, full_plan, resolve_skip_groups
+from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE
 
 LAYERS = ARCHITECTURE["language"]["layers"]
@@ -153,6 +154,12 @@ def test_plan_is_the_same_in_every_layout_whose_stages_are_made_of_its_groups():
     opened = [plan_hash(resolve_skip_groups(deep_recipe(parallel, HASH_RECIPE)), 200) for parallel in layouts[:5]]
     assert opened[3] == opened[4] == plan_hash(deep_recipe({}, HASH_RECIPE | {"skip_groups": 8}), 200)
     assert len(set(opened)) == 4
+
+
+def test_every_rank_of_any_world_has_the_same_plan():
+    recipe = deep_recipe({}, HASH_RECIPE | {"skip_groups": 8})
+    found = {digest for world in (1, 2, 4) for digest in run_ranks(world, plan_hash, recipe, 10_000)}
+    assert found == {plan_hash(recipe, 10_000)}
 
 
 def test_progress_by_epochs_counts_whole_epochs():

@@ -8,8 +8,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from megatron_sts.data import Turn
-from megatron_sts.errors import ConversionError, DataError
-from megatron_sts.hf import Generator, Request
+from megatron_sts.errors import ConfigError, ConversionError, DataError
+from megatron_sts.evaluation import Generator, Request
+from megatron_sts.evaluation.generate import choose_device, choose_dtype
 
 QUESTIONS = ["What digit is it?", "Row one: five", "is it two five yes?", "no"]
 
@@ -70,7 +71,7 @@ def test_progress_counts_to_the_end(generator: Generator, pictures: Path) -> Non
         batch_size=2,
         progress=lambda *done: seen.append(done),
     )
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
 def test_nothing_asked_is_nothing_answered(generator: Generator, pictures: Path) -> None:
@@ -89,3 +90,20 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConversionError, match="cannot be loaded"):
         Generator(tmp_path)
+
+
+def test_the_dtype_is_float32_on_a_cpu_unless_asked_otherwise(exported: Path, pictures: Path) -> None:
+    assert choose_dtype("cpu") == "float32"
+    assert choose_dtype("cpu", "bfloat16") == "bfloat16"
+    asked = Generator(exported, "cpu", "bfloat16")
+    assert {parameter.dtype for parameter in asked.model.parameters()} == {torch.bfloat16}
+    assert all(asked.generate(requests_of(asked)[:2], pictures, max_new_tokens=2))
+
+
+def test_an_unknown_device_or_dtype_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--device: found 'gpu'"):
+        choose_device("gpu")
+    with pytest.raises(ConfigError, match="--device: found 'cuda:99', but there are"):
+        choose_device("cuda:99")
+    with pytest.raises(ConfigError, match="--dtype: found 'fp8'; choose from auto, float32"):
+        choose_dtype("cpu", "fp8")

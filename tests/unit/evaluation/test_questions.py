@@ -8,7 +8,7 @@ import pytest
 
 from megatron_sts.data import Turn
 from megatron_sts.errors import DataError
-from megatron_sts.hf.questions import Question, read_questions
+from megatron_sts.evaluation.questions import Question, read_questions
 
 GOOD = {"question_id": 7, "image": "a.png", "text": "What is it?", "answer": "two", "category": "read"}
 
@@ -27,7 +27,7 @@ def test_question_records_become_questions(tmp_path: Path, name: str) -> None:
         {"question_id": "c", "text": "One?", "answer": "yes", "grid": [[1]]},
     ]
     assert read_questions(write(tmp_path / name, records)) == [
-        Question(7, ("a.png",), (Turn("human", "<image>\nWhat is it?"),), "two", "read"),
+        Question(7, ("a.png",), (Turn("human", "<image>\nWhat is it?"),), "two", ("read",)),
         Question("b", ("a.png", "b.png"), (Turn("human", "<image>\n<image>\nWhich?"),), "a"),
         Question("c", (), (Turn("human", "One?"),), "yes"),
     ]
@@ -42,6 +42,19 @@ def test_every_answer_of_a_conversation_is_asked_for_after_the_turns_before_it(t
     assert (second.id, second.text, second.answer) == ("r-1", "Sure?", "yes")
     assert [turn.text for turn in second.turns] == turns[:3]
     assert first.images == second.images == ("a.png",)
+    write(file, [{"id": "r", "image": "a.png", "conversations": conversation}] * 2)
+    with pytest.raises(
+        DataError, match=r"id: 2 questions have an id that stands in an earlier record too, such as 'r-0'"
+    ):
+        read_questions(file)
+
+
+def test_an_instruction_is_the_last_line_and_stands_there_once() -> None:
+    question = Question(1, ("a.png",), (Turn("human", "<image>\nIs it red? "),), "yes")
+    asked = question.with_instruction("One word.")
+    assert asked.turns == (Turn("human", "<image>\nIs it red?\nOne word."),)
+    assert asked.with_instruction("One word.") == asked
+    assert question.with_instruction("") == question
 
 
 @pytest.mark.parametrize(
@@ -53,19 +66,35 @@ def test_every_answer_of_a_conversation_is_asked_for_after_the_turns_before_it(t
         (GOOD | {"answer": 2}, "answer: found 2"),
         (GOOD | {"image": [3]}, "image: found \\[3\\]"),
         (GOOD | {"category": 4}, "category: found 4"),
+        (GOOD, "question_id: 7 stands in an earlier record too"),
     ],
 )
-def test_bad_records_are_counted_and_named(tmp_path: Path, record: Any, message: str) -> None:
-    with pytest.raises(DataError, match=f"1 of 2 questions cannot be used:\n  record 1: {message}"):
-        read_questions(write(tmp_path / "q.jsonl", [GOOD, record]))
+@pytest.mark.parametrize(("name", "place"), [("q.jsonl", "line 2"), ("q.json", "record 1")])
+def test_bad_records_are_counted_and_named(tmp_path: Path, record: Any, message: str, name: str, place: str) -> None:
+    with pytest.raises(DataError, match=f"{name}: 1 of 2 questions cannot be used:\n  {place}: {message}"):
+        read_questions(write(tmp_path / name, [GOOD, record]))
+
+
+def test_a_long_list_of_bad_records_is_cut(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"12 of 12 questions cannot be used \(the first 10\)") as error:
+        read_questions(write(tmp_path / "q.jsonl", ["What?"] * 12))
+    assert len(str(error.value).splitlines()) == 11
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", "is not valid json"), ("", "holds no list of questions"), (None, "cannot be read")],
+    ("name", "content", "message"),
+    [
+        ("q.jsonl", '{"a": 1}\n{', "line 2 is not valid json"),
+        ("q.jsonl", "", "holds no list of questions"),
+        ("q.json", "[1", "is not valid json"),
+        ("q.json", '{"a":\n1}', "holds no list of questions"),
+        ("q.json", None, "cannot be read"),
+    ],
 )
-def test_files_that_are_no_question_files_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
-    file = tmp_path / "q.jsonl"
+def test_files_that_are_no_question_files_are_refused(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    file = tmp_path / name
     if content is not None:
         file.write_text(content)
     with pytest.raises(DataError, match=message):

@@ -12,11 +12,6 @@ def normalized(answer: str) -> str:
     return answer.strip().removesuffix(".").rstrip().casefold()
 
 
-def is_correct(prediction: str, answer: str) -> bool:
-    """Whether a prediction is the answer, by exact match."""
-    return normalized(prediction) == normalized(answer)
-
-
 def bootstrap_interval(
     correct: Sequence[bool], pictures: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:

@@ -2,18 +2,17 @@
 
 import pytest
 
-from megatron_sts.hf.score import bootstrap_interval, is_correct
+from megatron_sts.evaluation.score import bootstrap_interval, normalized
 
 
 @pytest.mark.parametrize("prediction", ["Two", " two\n", "two.", "TWO ."])
 def test_case_space_and_a_trailing_period_do_not_count(prediction: str) -> None:
-    assert is_correct(prediction, "two")
-    assert is_correct("two", prediction)
+    assert normalized(prediction) == normalized("two")
 
 
 @pytest.mark.parametrize("prediction", ["", "two five", "t.wo", "two..", "three"])
 def test_anything_else_is_wrong(prediction: str) -> None:
-    assert not is_correct(prediction, "two")
+    assert normalized(prediction) != normalized("two")
 
 
 def test_the_interval_is_wider_where_the_questions_of_a_picture_agree() -> None:

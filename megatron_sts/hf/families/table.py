@@ -1,0 +1,70 @@
+"""What a mapping table is made of: one rule for each tensor of megatron-core's, read in both directions.
+
+Both sides name full tensors, free of any parallel layout. megatron-core stacks the layers on a first dimension; a rule
+is about one layer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from megatron_sts.config import LanguageArchitecture
+from megatron_sts.hf.families.fused import alone, same
+
+Shape = Callable[[LanguageArchitecture], tuple[int, ...]]
+
+LAYERS = "decoder.layers."
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One tensor of megatron-core's and those of Hugging Face's it is made of.
+
+    key: megatron-core's name; of a layer's tensor what follows `decoder.layers.`.
+    names: Hugging Face's; of a layer's tensors what follows `model.layers.N.`.
+    shape: of megatron-core's tensor, of one layer where it is a layer's.
+    merge, split: from Hugging Face's tensors to megatron-core's, and back.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    shape: Shape
+    merge: Callable[[Sequence[Tensor], LanguageArchitecture], Tensor] = same
+    split: Callable[[Tensor, LanguageArchitecture], tuple[Tensor, ...]] = alone
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageFamily:
+    """A family of language models: its configuration class and its mapping table.
+
+    in_layer: rules of one layer. fixed: settings of Hugging Face's configuration whose other values this project cannot
+    train, with the value it can.
+    """
+
+    config: Callable[..., PreTrainedConfig]
+    in_layer: tuple[Rule, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+def hidden(language: LanguageArchitecture) -> tuple[int, ...]:
+    """[h], a norm's weight."""
+    return (language.hidden_size,)
+
+
+def query_key_value_rows(language: LanguageArchitecture) -> int:
+    """(a + 2g) d."""
+    return (language.attention_heads + 2 * language.query_groups) * language.head_size
+
+
+def vocabulary(language: LanguageArchitecture) -> tuple[int, ...]:
+    """[V, h], without the rows that pad it."""
+    return language.vocabulary_size, language.hidden_size
+
+
+EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), vocabulary)
+FINAL_NORM = Rule("decoder.final_layernorm.weight", ("model.norm.weight",), hidden)
+OUTPUT = Rule("output_layer.weight", ("lm_head.weight",), vocabulary)
+VOCABULARY_RULES = (EMBEDDING, OUTPUT)
