@@ -6,7 +6,8 @@
 # For bash. The first time it installs everything (some minutes); later it only looks whether that is still right. The
 # environment is made again, or brought up to date, where setup.py or the constraints have changed, the repository was
 # moved, or an installation was broken off. With an NVIDIA GPU the machine's own torch is used and never replaced.
-# PYTHON=/path/to/python chooses the Python to make it from.
+# PYTHON=/path/to/python chooses the Python to make it from. MEGATRON_STS_MACHINE=cpu|gpu says what the environment is for,
+# where that is not the machine that makes it: no GPU is there while an image is built.
 
 environment_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 environment_venv=$environment_root/.venv
@@ -15,9 +16,17 @@ environment_cpu_index=https://download.pytorch.org/whl/cpu
 
 environment_say() { printf '%s\n' "$*" >&2; }
 
-environment_has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
+environment_has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep '^GPU' >/dev/null; }
 
-environment_kind() { if environment_has_gpu; then echo gpu; else echo cpu; fi; }
+environment_kind() {
+    if [ -n "${MEGATRON_STS_MACHINE:-}" ]; then
+        echo "$MEGATRON_STS_MACHINE"
+    elif environment_has_gpu; then
+        echo gpu
+    else
+        echo cpu
+    fi
+}
 
 # What the stamp of a finished installation holds; another text means that there is something to install.
 environment_wanted() {
