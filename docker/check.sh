@@ -43,26 +43,10 @@ image_tool add --quiet "$base" "$work/base.tar" / >/dev/null
 image_tool commit --quiet --rm "$base" localhost/base >/dev/null
 rm -- "$work/base.tar"
 
-# pip's settings as one file, and the local files and directories that they name, lent to the build.
-python3 -m pip config list >"$work/settings"
-python3 - "$work/settings" >"$work/pip.conf" <<'PYTHON'
-import ast
-import sys
-
-print("[global]")
-settings = {}
-for line in open(sys.argv[1]):
-    key, _, value = line.partition("=")
-    name = key.rpartition(".")[2]
-    if name != "config-file":
-        settings[name] = ast.literal_eval(value.strip())
-for name, value in settings.items():
-    print(f"{name} = {value}".replace("%", "%%"))
-PYTHON
 volumes=(--volume "$work/pip.conf:/etc/pip.conf:ro")
 while read -r path; do
-    [ ! -e "$path" ] || volumes+=(--volume "$path:$path:ro")
-done < <(grep -oE '(^|[ =]|file://)/[^ ]+' "$work/pip.conf" | sed 's#^[ =]*##; s#^file://##' | sort -u)
+    volumes+=(--volume "$path:$path:ro")
+done < <(python3 docker/pip_settings.py "$work/pip.conf")
 
 say "build"
 image_tool build --isolation chroot --layers=false "${volumes[@]}" --build-arg BASE=localhost/base \
@@ -76,6 +60,10 @@ run() {
         buildah --root "$work/store" --runroot "$work/run" run --isolation chroot "$container" -- "$@"
 }
 [ "$(run id -un)" = trainer ] || fail "the image runs as $(run id -un), not as trainer"
+run pip config list >"$work/settings_inside"
+if grep -v '^:env:' "$work/settings_inside"; then
+    fail "these settings of pip, of this machine, stand in the image"
+fi
 run python tools/plan.py --config examples/plan_70b/sts.yaml --data-parallel 4
 run bash examples/quickstart/run.sh --tiny
 say "the CPU image was built, planned and trained"

@@ -80,6 +80,8 @@ if [ -n "$interface" ]; then
     export GLOO_SOCKET_IFNAME=$interface NCCL_SOCKET_IFNAME=$interface
 fi
 
+# The package that lies beside this script, also where an image has another copy of it.
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p -- "$logs/node_$node_rank"
 # Static rendezvous: ranks follow the order of the nodes, and with it what lies near together in the network. No restart
 # here: a run that lost a node needs another one, which the scheduler gives; started again, it resumes by itself.
