@@ -17,6 +17,7 @@ from torch.distributed.run import parse_args, run
 
 NODE_FILE = "addresses"
 LAST_LINES = 20
+ADDRESS = re.compile(r"\d+(?:\.\d+){3}|[0-9a-fA-F]*:[0-9a-fA-F:]+")
 
 
 def main() -> int:
@@ -60,7 +61,7 @@ def explain(directory: Path, local_rank: int) -> list[str]:
     if not logs:
         return []
     end = logs[-1].read_text(errors="replace").splitlines()[-LAST_LINES:]
-    addresses = set(re.findall(r"[0-9a-fA-F.:]*[0-9a-fA-F]", "\n".join(end)))
+    addresses = set(ADDRESS.findall("\n".join(end)))
     lines = [f"the end of {logs[-1]}:", *(f"  {line}" for line in end)]
     for node in sorted(directory.parent.glob(f"node_*/{NODE_FILE}")):
         who, *own = node.read_text().splitlines()
