@@ -6,14 +6,14 @@
 # The same command runs on every node, with its own --node-rank; everything after -- goes to tools/train.py.
 # An option that is left out is read from the environment; PET_* are the names that Kubeflow's PyTorchJob sets.
 #
-#   --nodes N            number of nodes                             NNODES, PET_NNODES                       1
-#   --node-rank R        this node's number, from 0                  NODE_RANK, PET_NODE_RANK, SLURM_NODEID   0
-#   --ranks-per-node P   processes on a node                         NPROC_PER_NODE                  its GPUs, else 1
-#   --address HOST       node 0, as the other nodes reach it         MASTER_ADDR, PET_MASTER_ADDR             127.0.0.1
-#   --port PORT          a free port on node 0                       MASTER_PORT, PET_MASTER_PORT             29500
-#   --id NAME            the run's name, the same on every node      RDZV_ID                                  megatron_sts
-#   --interface NAME     network interface between the nodes         INTERFACE                         the library's choice
-#   --logs DIR           the ranks' output, best on shared storage   LOG_DIR                                  logs
+#   --nodes N           number of nodes                 NNODES, PET_NNODES                       1
+#   --node-rank R       this node's number, from 0      NODE_RANK, PET_NODE_RANK, SLURM_NODEID   0
+#   --ranks-per-node P  processes on a node             NPROC_PER_NODE                           its GPUs, else 1
+#   --address HOST      node 0 for the others           MASTER_ADDR, PET_MASTER_ADDR             127.0.0.1
+#   --port PORT         a free port on node 0           MASTER_PORT, PET_MASTER_PORT             29500
+#   --id NAME           the run, for every node         RDZV_ID                                  megatron_sts
+#   --interface NAME    network between the nodes       INTERFACE                                the library's
+#   --logs DIR          ranks' output (shared storage)  LOG_DIR                                  logs
 #
 # Python is $PYTHON, else python3: the image's, or that of an environment that was activated.
 set -euo pipefail
