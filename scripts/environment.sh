@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes the project's Python environment, `.venv` in the repository root, and puts it first in PATH.
 #
 #     source scripts/environment.sh
@@ -5,7 +6,8 @@
 # For bash. The first time it installs everything (some minutes); later it only looks whether that is still right. The
 # environment is made again, or brought up to date, where setup.py or the constraints have changed, the repository was
 # moved, or an installation was broken off. With an NVIDIA GPU the machine's own torch is used and never replaced.
-# PYTHON=/path/to/python chooses the Python to make it from.
+# PYTHON=/path/to/python chooses the Python to make it from. MEGATRON_STS_MACHINE=cpu|gpu says what the environment is for,
+# where that is not the machine that makes it: no GPU is there while an image is built.
 
 environment_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 environment_venv=$environment_root/.venv
@@ -14,9 +16,17 @@ environment_cpu_index=https://download.pytorch.org/whl/cpu
 
 environment_say() { printf '%s\n' "$*" >&2; }
 
-environment_has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
+environment_has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep '^GPU' >/dev/null; }
 
-environment_kind() { if environment_has_gpu; then echo gpu; else echo cpu; fi; }
+environment_kind() {
+    if [ -n "${MEGATRON_STS_MACHINE:-}" ]; then
+        echo "$MEGATRON_STS_MACHINE"
+    elif environment_has_gpu; then
+        echo gpu
+    else
+        echo cpu
+    fi
+}
 
 # What the stamp of a finished installation holds; another text means that there is something to install.
 environment_wanted() {
@@ -120,7 +130,7 @@ environment_install() {
     elif ! environment_has_torch; then
         environment_install_cpu_torch "$constraints" || return
     fi
-    environment_pip -c "$constraints" --editable "$environment_root[dev,quickstart]"
+    environment_pip -c "$constraints" --editable "${environment_root}[dev,quickstart]"
 }
 
 environment_make() {
@@ -173,6 +183,7 @@ environment_make_alone() {
     ) 9<"$environment_root/setup.py"
 }
 
+# shellcheck disable=SC2317  # exit: where this file was run instead of sourced
 environment_make_alone || { return 1 2>/dev/null || exit 1; }
 export VIRTUAL_ENV=$environment_venv
 export PATH="$environment_venv/bin:$PATH"

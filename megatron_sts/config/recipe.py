@@ -35,6 +35,9 @@ class ParallelConfig(ConfigModel):
     """Whether the distributed optimiser's weights are gathered while the next forward pass runs."""
     bucket_parameters: int | None = Field(default=None, ge=1)
     """Least parameters of a gradient bucket under overlap_grad_reduce; None: megatron-core's own choice."""
+    timeout_minutes: float = Field(default=10.0, gt=0)
+    """How long a rank waits for another, in minutes, before the run ends: for one that was lost, for rank 0 while it
+    measures the data, for the slowest writer of a checkpoint."""
 
     def layers_of_stages(self, layers: int) -> list[range]:
         """Layers (0-based) of each virtual stage, in order of depth.

@@ -149,6 +149,8 @@ class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self._PLAIN:
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module in self._RECORDS and "." not in name:
@@ -159,3 +161,10 @@ class _MetadataUnpickler(pickle.Unpickler):
             if is_record and record.__module__ == module:
                 return record
         raise pickle.UnpicklingError(f"refused to load {module}.{name}")
+
+
+def _enum_member(of: Any, name: str) -> Enum:
+    """All that `getattr` may do: Python before 3.11.4 pickles a member of an Enum as getattr(class, name)."""
+    if not (isinstance(of, type) and issubclass(of, Enum)) or name not in of.__members__:
+        raise pickle.UnpicklingError(f"refused to load {name} of {of}")
+    return of.__members__[name]

@@ -41,7 +41,7 @@ def world_size_of_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start_groups(parallel: ParallelConfig, seed: int, timeout_minutes: float = 10.0) -> Place:
+def start_groups(parallel: ParallelConfig, seed: int) -> Place:
     """Join the process group (once) and lay the model-parallel groups over it.
 
     Without torchrun's environment variables a group of one process is made.
@@ -50,7 +50,7 @@ def start_groups(parallel: ParallelConfig, seed: int, timeout_minutes: float = 1
     if not dist.is_initialized():
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
             os.environ.setdefault(name, value)
-        dist.init_process_group(backend(), timeout=timedelta(minutes=timeout_minutes))
+        dist.init_process_group(backend(), timeout=timedelta(minutes=parallel.timeout_minutes))
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -58,6 +58,8 @@ def start_groups(parallel: ParallelConfig, seed: int, timeout_minutes: float = 1
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
+        # Made with their own timeout, not that of the whole.
+        distributed_timeout_minutes=parallel.timeout_minutes,
     )
     # The model has no dropout; megatron-core still forks this state around its tensor-parallel regions.
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)

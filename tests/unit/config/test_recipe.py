@@ -25,6 +25,7 @@ def test_a_recipe_has_the_documented_defaults(load: Callable[..., Recipe]) -> No
         "overlap_grad_reduce": False,
         "overlap_param_gather": False,
         "bucket_parameters": None,
+        "timeout_minutes": 10.0,
     }
     assert (recipe.optimizer.kind, recipe.optimizer.beta2, recipe.optimizer.clip_grad) == ("adam", 0.999, 1.0)
     assert (recipe.checkpoint.every_steps, recipe.checkpoint.keep_last) == (None, 2)

@@ -5,11 +5,13 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint.metadata
 
 from megatron_sts.config import read_run
 from megatron_sts.errors import CheckpointError
@@ -111,4 +113,32 @@ def test_a_module_reached_through_a_record_module_is_refused(copied: Path) -> No
     code = b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x06os.sep\x93."
     (copied / ".metadata").write_bytes(code)
     with pytest.raises(CheckpointError, match="refused to load"):
+        TensorReader(copied)
+
+
+class _OlderPickler(pickle.Pickler):
+    """Writes members of an Enum as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_metadata_written_by_python_before_3_11_4_is_read(make: Callable[..., Any], copied: Path) -> None:
+    metadata = pickle.loads((copied / ".metadata").read_bytes())
+    with (copied / ".metadata").open("wb") as stream:
+        _OlderPickler(stream).dump(metadata)
+    assert b"getattr" in (copied / ".metadata").read_bytes()
+    reader = TensorReader(copied)
+    for key, tensor in make("siglip").tensors.items():
+        assert torch.equal(reader.read(key), tensor)
+
+
+class _Attribute:
+    def __reduce__(self) -> Any:
+        return getattr, (torch.distributed.checkpoint.metadata.TensorStorageMetadata, "__init__")
+
+
+def test_getattr_of_anything_but_an_enum_is_refused(copied: Path) -> None:
+    (copied / ".metadata").write_bytes(pickle.dumps(_Attribute()))
+    with pytest.raises(CheckpointError, match="refused to load __init__ of"):
         TensorReader(copied)

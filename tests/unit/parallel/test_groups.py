@@ -1,10 +1,19 @@
-"""Shows where each rank stands in a layout: tensor-parallel neighbours first, then data, then pipeline."""
+"""Shows where each rank stands in a layout: tensor-parallel neighbours first, then data, then pipeline.
 
+And that a rank waits for a lost one only as long as the recipe says.
+"""
+
+import re
+import time
 from dataclasses import astuple
 
+import pytest
+import torch
+import torch.distributed as dist
+
 from megatron_sts.config import ParallelConfig
-from megatron_sts.parallel.groups import Place, start_groups
-from tests.ranks import run_ranks
+from megatron_sts.parallel.groups import Place, group_collection, start_groups
+from tests.ranks import RankFailed, run_ranks
 
 
 def _places(*layouts: ParallelConfig) -> list[Place]:
@@ -23,3 +32,21 @@ def test_places_of_four_ranks_also_when_laid_out_anew():
     assert [(second.tensor_rank, second.data_rank) for _, second in places] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert [(first.first_stage, first.last_stage) for first, _ in places] == [(True, False)] * 2 + [(False, True)] * 2
     assert all(second.first_stage and second.last_stage for _, second in places)
+
+
+def _wait_for_a_lost_rank(parallel: ParallelConfig) -> None:
+    """Rank 0 sums over its tensor-parallel group, to which rank 1 never comes; it says how long it waited."""
+    if start_groups(parallel, seed=1).rank == 1:
+        time.sleep(30)
+    began = time.monotonic()
+    try:
+        dist.all_reduce(torch.ones(1), group=group_collection().tp)
+    except RuntimeError:
+        raise TimeoutError(f"after {time.monotonic() - began:.2f} s") from None
+
+
+def test_a_rank_that_does_not_come_ends_the_others_within_the_timeout():
+    with pytest.raises(RankFailed, match=r"rank 0 raised") as failed:
+        run_ranks(2, _wait_for_a_lost_rank, ParallelConfig(tensor=2, timeout_minutes=0.05))
+    (waited,) = re.findall(r"TimeoutError: after ([\d.]+) s", str(failed.value))
+    assert 2.5 < float(waited) < 20

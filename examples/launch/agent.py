@@ -1,0 +1,75 @@
+"""torchrun for one node of several, with what is needed to find out why a run ended.
+
+It ends with the exit code of the rank that failed first (torchrun's own is 1 whatever happened), shows the end of what
+that rank wrote, and where an error names the address of another node, says which node and ranks that is.
+"""
+
+import argparse
+import re
+import socket
+import sys
+from pathlib import Path
+
+import psutil
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+NODE_FILE = "addresses"
+LAST_LINES = 20
+ADDRESS = re.compile(r"\d+(?:\.\d+){3}|[0-9a-fA-F]*:[0-9a-fA-F:]+")
+
+
+def main() -> int:
+    """Run torchrun's command line; a rank or an agent that a signal ended has 128 + its number, as in a shell."""
+    arguments = parse_args(sys.argv[1:])
+    # Contract: examples/launch/torchrun.sh gives every node the directory node_RANK beside the others'.
+    directory = Path(arguments.log_dir)
+    note_node(directory, arguments)
+    try:
+        run(arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        lines = [f"error: rank {rank} ended with exit code {code}", *explain(directory, failure.local_rank)]
+        print(*lines, sep="\n", file=sys.stderr)
+        return code
+    except SignalException as error:
+        print(f"error: ended by {error.sigval.name}", file=sys.stderr)
+        return 128 + error.sigval
+    return 0
+
+
+def note_node(directory: Path, arguments: argparse.Namespace) -> None:
+    """Write who this node is, then its addresses one a line, for the other nodes to look up."""
+    ranks = int(arguments.nproc_per_node)
+    first, last = arguments.node_rank * ranks, (arguments.node_rank + 1) * ranks - 1
+    who = f"node {arguments.node_rank} ({socket.gethostname()}), ranks {first} to {last}"
+    found = {
+        address.address.partition("%")[0]
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family in (socket.AF_INET, socket.AF_INET6)
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / NODE_FILE).write_text("\n".join([who, *sorted(found - {"127.0.0.1", "::1"})]) + "\n")
+
+
+def explain(directory: Path, local_rank: int) -> list[str]:
+    """The end of the failed rank's standard error, and the other nodes whose addresses stand in it."""
+    logs = sorted(directory.glob(f"*/attempt_*/{local_rank}/stderr.log"), key=lambda log: log.stat().st_mtime)
+    if not logs:
+        return []
+    end = logs[-1].read_text(errors="replace").splitlines()[-LAST_LINES:]
+    addresses = set(ADDRESS.findall("\n".join(end)))
+    lines = [f"the end of {logs[-1]}:", *(f"  {line}" for line in end)]
+    for node in sorted(directory.parent.glob(f"node_*/{NODE_FILE}")):
+        who, *own = node.read_text().splitlines()
+        named = addresses.intersection(own)
+        if node.parent != directory and named:
+            lines.append(f"error: {', '.join(sorted(named))} is {who}: look there first ({node.parent})")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

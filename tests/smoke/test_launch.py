@@ -1,0 +1,171 @@
+"""The launch scripts: two nodes train as one does, one of them is lost, the run is launched again and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_sts.config import Recipe, resolved_yaml
+from megatron_sts.train.stages import train
+from tests.ranks import run_ranks
+from tests.smoke.network import Node, two_nodes, why_not_two_nodes
+from tests.tiny import tiny_recipe
+
+LAUNCH = Path(__file__).resolve().parents[2] / "examples" / "launch"
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "TORCH_COMPILE_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "PYTHON": sys.executable,
+}
+# A checkpoint after every step: slow enough to lose a node in the middle.
+STEPS = 8
+
+
+class Launch:
+    """One run of torchrun.sh on both nodes, over a common directory."""
+
+    def __init__(self, nodes: tuple[Node, Node], directory: Path):
+        self._outputs = [directory / f"node_{number}.txt" for number in (0, 1)]
+        self._processes = []
+        for number, node in enumerate(nodes):
+            command = ["bash", str(LAUNCH / "torchrun.sh"), "--nodes", "2", "--node-rank", str(number)]
+            command += ["--address", nodes[0].address, "--interface", node.interface, "--logs", str(directory / "logs")]
+            command += ["--", "--config", str(directory / "recipe.yaml")]
+            with self._outputs[number].open("w") as output:
+                self._processes.append(node.start(command, ENVIRONMENT, output))
+
+    def wait(self, number: int, seconds: float) -> tuple[int, str]:
+        """(exit code, what it wrote) of a node's agent, once it has ended."""
+        code = self._processes[number].wait(seconds)
+        return code, self._outputs[number].read_text()
+
+    def wait_for(self, path: Path, seconds: float) -> None:
+        """Until a file or directory is there; an agent that ends before fails the test."""
+        deadline = time.monotonic() + seconds
+        while not path.exists():
+            ended = [output.read_text() for output, p in zip(self._outputs, self._processes, strict=True) if p.poll()]
+            assert not ended and time.monotonic() < deadline, ended
+            time.sleep(0.01)
+
+
+def _losses(recipe: Recipe) -> list[float]:
+    return [json.loads(line)["loss"] for line in (recipe.output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_nodes_train_as_one_and_a_lost_node_is_named_and_made_good(tmp_path):
+    if reason := why_not_two_nodes():
+        pytest.skip(reason)
+    changes = {"parallel": {"pipeline": 2}, "checkpoint": {"every_steps": 1}, "align__steps": STEPS, "tune__steps": 1}
+    one_node = tiny_recipe(tmp_path, **changes, output_dir=str(tmp_path / "one_node"))
+    run_ranks(2, train, one_node)
+
+    recipe = tiny_recipe(tmp_path, **changes)
+    (tmp_path / "recipe.yaml").write_text(resolved_yaml(recipe))
+    with two_nodes() as nodes:
+        first = Launch(nodes, tmp_path)
+        first.wait_for(recipe.output_dir / "checkpoints" / "align-00000002", seconds=90)
+        nodes[1].kill()
+        code, said = first.wait(0, seconds=60)
+        assert code == 1
+        assert "error: rank 0 ended with exit code 1" in said
+        assert f"error: {nodes[1].address} is node 1" in said and "ranks 1 to 1: look there first" in said
+        assert 2 <= len(_losses(recipe)) < STEPS
+
+        again = Launch(nodes, tmp_path)
+        for number in (0, 1):
+            code, said = again.wait(number, seconds=120)
+            assert code == 0, said
+            if number == 0:
+                assert "align-000000" in said and "after step" in said
+    assert _losses(recipe) == _losses(one_node)
+
+
+def test_the_first_failing_ranks_exit_code_is_the_scripts(tmp_path):
+    command = ["bash", str(LAUNCH / "torchrun.sh"), "--ranks-per-node", "2", "--logs", "logs", "--port", "0"]
+    done = subprocess.run(
+        [*command, "--", "--config", "missing.yaml"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    logs = {log.parent.name: log.read_text() for log in tmp_path.glob("logs/node_0/*/attempt_0/*/stderr.log")}
+    assert set(logs) == {"0", "1"}
+    assert "missing.yaml" in logs["0"] and logs["0"].strip() in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "recipe.yaml"], "unknown option '--config'"),
+        (["--nodes", "2"], "nothing to train"),
+        (["--nodes", "2", "--node-rank", "2", "--", "--config", "recipe.yaml"], "node rank 2 of 2 nodes"),
+        (["--port", "high", "--", "--config", "recipe.yaml"], "--port is 'high'"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(arguments, message):
+    command = ["bash", str(LAUNCH / "torchrun.sh"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+STAND_INS = {
+    "scontrol": 'if [ "$1" = show ]; then printf "near\\nfar\\n"; else echo "$@" >>scontrol.txt; fi',
+    # Two tasks, as srun would start them on two nodes; a signal goes to both.
+    "srun": """
+        while [ "$1" != bash ]; do shift; done
+        SLURM_NODEID=0 "$@" & first=$!
+        SLURM_NODEID=1 "$@" & second=$!
+        trap 'kill -TERM $first $second; wait; exit 143' TERM
+        wait $first && wait $second""",
+    "python": 'echo "$@" >>"started-$SLURM_NODEID"; [ -z "$ENDLESS" ] || exec sleep 60',
+}
+
+
+def _batch(directory: Path, endless: bool) -> subprocess.Popen[str]:
+    """slurm.sbatch with stand-ins for Slurm's commands and for Python."""
+    for name, body in STAND_INS.items():
+        (directory / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (directory / name).chmod(0o755)
+    (directory / "examples").symlink_to(LAUNCH.parent)
+    environment = os.environ | {
+        "PATH": f"{directory}:{os.environ['PATH']}",
+        "PYTHON": str(directory / "python"),
+        "ENDLESS": "yes" if endless else "",
+        "SLURM_JOB_ID": "70123",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "near,far",
+    }
+    command = ["bash", str(LAUNCH / "slurm.sbatch"), "--config", "recipe.yaml", "seed=1"]
+    return subprocess.Popen(command, cwd=directory, env=environment)
+
+
+def test_a_batch_job_starts_one_agent_a_node(tmp_path):
+    assert _batch(tmp_path, endless=False).wait(20) == 0
+    for node in (0, 1):
+        (started,) = (tmp_path / f"started-{node}").read_text().splitlines()
+        assert f"--nnodes 2 --node-rank {node} " in started
+        assert "--master-addr near --master-port 20123 --rdzv-id 70123 " in started
+        assert started.endswith("tools/train.py --config recipe.yaml seed=1")
+    assert not (tmp_path / "scontrol.txt").exists()
+
+
+def test_a_batch_job_whose_time_is_over_ends_its_ranks_and_asks_for_another_turn(tmp_path):
+    job = _batch(tmp_path, endless=True)
+    deadline = time.monotonic() + 20
+    while not all((tmp_path / f"started-{node}").exists() for node in (0, 1)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(20) == 143
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 70123\n"
