@@ -8,6 +8,7 @@ Starts its own ranks as the recipe's layout asks. One json object on standard ou
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -76,7 +77,10 @@ def start_ranks(recipe: Recipe, options: argparse.Namespace, arguments: list[str
     command += ["--nproc-per-node", str(ranks), str(Path(__file__).resolve()), *arguments]
     # Ranks on one machine's cores share them out.
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    environment = {"OMP_NUM_THREADS": str(threads), "TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    if shutil.which("nvidia-smi") is None:
+        # On a CPU megatron-core's small fused functions take longer to compile than they save.
+        environment["TORCH_COMPILE_DISABLE"] = "1"
     environment |= os.environ
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory) / "result.json"
