@@ -17,11 +17,10 @@ from typing import Any
 
 import report
 
-from megatron_sts.config import Recipe, checkpoints_of_stage, load_recipe
+from megatron_sts.config import METRICS_FILE, Recipe, checkpoints_of_stage, load_recipe
 from megatron_sts.evaluation import evaluate
 from megatron_sts.hf import export_checkpoint, verify_export
 from megatron_sts.hf.parity import largest_logit_difference
-from megatron_sts.train.progress import METRICS_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path(__file__).resolve().parent

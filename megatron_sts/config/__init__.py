@@ -21,12 +21,19 @@ from megatron_sts.config.recipe import (
     StageConfig,
 )
 from megatron_sts.config.resolved import difference, resolved_yaml
-from megatron_sts.config.run_directory import checkpoint_path, checkpoint_root, checkpoints_of_stage, newest_run
+from megatron_sts.config.run_directory import (
+    METRICS_FILE,
+    checkpoint_path,
+    checkpoint_root,
+    checkpoints_of_stage,
+    newest_run,
+)
 from megatron_sts.config.run_file import RUN_FILE, Run, read_run, write_run
 from megatron_sts.config.skip_checks import probability_problem
 from megatron_sts.config.world import check_world
 
 __all__ = [
+    "METRICS_FILE",
     "RUN_FILE",
     "Architecture",
     "BatchConfig",

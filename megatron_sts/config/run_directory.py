@@ -5,6 +5,8 @@ from pathlib import Path
 from megatron_sts.config.recipe import Recipe
 from megatron_sts.config.run_file import RUN_FILE, Run, read_run
 
+METRICS_FILE = "metrics.jsonl"
+"""One line a step, in a run's output_dir."""
 _STEP_DIGITS = 8
 
 

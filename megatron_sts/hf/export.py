@@ -46,8 +46,6 @@ from megatron_sts.hf.shards import ShardWriter, shard_bytes
 from megatron_sts.hf.training_checkpoint import TensorReader
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Tokenizer, configuration and the like.
-_ROOM_BESIDE_TENSORS = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ def export_checkpoint(
     unused = tuple(sorted(filter(_is_unused, reader.shapes)))
     _check_checkpoint(reader, config, architecture, checkpoint)
     total = sum(prod(shape) * (dtype or reader.dtype(key)).itemsize for key, shape in reader.shapes.items())
-    check_output(output, total + _ROOM_BESIDE_TENSORS)
+    check_output(output, total)
 
     details = TensorReport(left_out=dict.fromkeys(unused, "which no LLaVA model has"))
     with written_beside(output) as directory:

@@ -58,8 +58,6 @@ _EXTRA_STATES = (
     "mlp.linear_fc1",
     "mlp.linear_fc2",
 )
-# .metadata, run.json, tokenizer and the like.
-_ROOM_BESIDE_TENSORS = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +187,7 @@ def _write(parts: _Parts, output: Path, options: ImportOptions, start: Callable[
     seed = options.recipe.seed if options.recipe is not None else int(Recipe.model_fields["seed"].default)
     pieces = _pieces(parts, PieceMaker(architecture.language, options.dtype, report), seed)
     total = sum(piece.nbytes for piece in pieces)
-    check_output(output, total + _ROOM_BESIDE_TENSORS)
+    check_output(output, total)
     with written_beside(output) as directory:
         copy_image_processor(parts.vision_directory, directory / "vision", architecture.vision, report)
         parts.vision_config.save_pretrained(directory / "vision")

@@ -11,10 +11,13 @@ from safetensors import SafetensorError
 from megatron_sts.errors import ConversionError
 
 _PARTIAL = ".partial"
+# Configuration, tokenizer, metadata and the like.
+_ROOM_BESIDE_TENSORS = 64 * 2**20
 
 
-def check_output(output: Path, needed_bytes: int) -> None:
+def check_output(output: Path, tensor_bytes: int) -> None:
     """Raise ConversionError where `output` exists, or its disk has too little room; before any work."""
+    needed_bytes = tensor_bytes + _ROOM_BESIDE_TENSORS
     if output.exists():
         raise ConversionError(f"{output}: exists already; remove it or give another --output")
     there = next(parent for parent in output.absolute().parents if parent.exists())

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_sts.config import Run
+from megatron_sts.config import METRICS_FILE, Run
 
 # Contract: megatron_sts.train.progress writes this file, with the fields of megatron_sts.train.figures.StepFigures.
-_METRICS_FILE = "metrics.jsonl"
 _SUMMED = ("flops_executed", "flops_dense", "visual_tokens_kept", "visual_tokens_total", "step_time_s")
 _FIELDS = {"stage", "step", "layers_skipped", "dropped_step", *_SUMMED}
 
@@ -51,7 +50,7 @@ def measured_savings(run: Run) -> list[StageSaving]:
 
 def _lines(run: Run) -> list[dict[str, Any]]:
     try:
-        text = (run.recipe.output_dir / _METRICS_FILE).read_text(encoding="utf-8")
+        text = (run.recipe.output_dir / METRICS_FILE).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return []
     lines = []

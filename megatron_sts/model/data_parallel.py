@@ -36,7 +36,8 @@ class SkippingDataParallel(DistributedDataParallel):
         self._weights_stay = weights_stay
         # In order: what is sent, all ranks must send alike.
         waiting = [parameter for parameter in skipped if parameter in self.param_to_bucket_group]
-        self._idle = [group for group in self.bucket_groups if group.params.issubset(waiting)]
+        idle = set(waiting)
+        self._idle = [group for group in self.bucket_groups if group.params <= idle]
         if self.ddp_config.overlap_grad_reduce:
             for parameter in waiting:
                 group = self.param_to_bucket_group[parameter]

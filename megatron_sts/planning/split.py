@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from megatron_sts.config import Recipe
 from megatron_sts.errors import ConfigError
 from megatron_sts.planning.costs import MicroBatchCosts
-from megatron_sts.sts import PipelineSchedule, group_sizes, resolve_skip_groups
+from megatron_sts.sts import PipelineSchedule, resolve_skip_groups, settled_groups
 
 # A split that gains less is not worth another layout.
 _LEAST_GAIN = 1e-3
@@ -127,20 +127,9 @@ class _Search:
 
 def _unit(recipe: Recipe, earlier: Recipe | None) -> int | None:
     """Layers that can only move together, because groups end there; None where groups leave no other split."""
-    fixed = [set(groups) for groups in _fixed_groups(recipe, earlier)]
+    balanced = [stage for stage in recipe.stages if stage.skip is not None and stage.skip.selection == "balanced"]
+    settled = filter(None, (settled_groups(recipe, stage, earlier) for stage in balanced))
+    fixed = [set(sizes) for sizes in settled]
     if any(len(sizes) > 1 for sizes in fixed):
         return None
     return math.lcm(*(size for sizes in fixed for size in sizes))
-
-
-def _fixed_groups(recipe: Recipe, earlier: Recipe | None) -> Iterator[tuple[int, ...]]:
-    """Sizes of the groups of each stage that does not take those of the layout."""
-    for stage in recipe.stages:
-        if stage.skip is None or stage.skip.selection != "balanced":
-            continue
-        if stage.skip.skip_groups is not None:
-            yield group_sizes(recipe, stage.skip)
-        elif earlier is not None:
-            kept = next((old.skip for old in earlier.stages if old.name == stage.name), None)
-            if kept is not None and kept.selection == "balanced":
-                yield group_sizes(earlier, kept)

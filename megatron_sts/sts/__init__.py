@@ -11,7 +11,7 @@ simulation.py   how long a step takes in a pipeline
 """
 
 from megatron_sts.sts.flops import ModelSizes, StepFlops, step_flops
-from megatron_sts.sts.groups import group_sizes, resolve_skip_groups
+from megatron_sts.sts.groups import group_sizes, resolve_skip_groups, settled_groups
 from megatron_sts.sts.plan import StagePlanner, StepPlan, full_plan
 from megatron_sts.sts.schedule import kept_visual_tokens, skip_probabilities, uniform_indices
 from megatron_sts.sts.simulation import PipelineSchedule, StepTime
@@ -29,6 +29,7 @@ __all__ = [
     "group_sizes",
     "kept_visual_tokens",
     "resolve_skip_groups",
+    "settled_groups",
     "skip_probabilities",
     "stage_steps",
     "step_flops",

@@ -46,8 +46,8 @@ def resolve_skip_groups(recipe: Recipe, earlier: Recipe | None = None, only_stag
             stages.append(stage)
             continue
         if stage.skip is not None and stage.skip.selection == "balanced":
-            skip = _with_earlier_groups(recipe, stage, stage.skip, earlier)
-            skip = skip.model_copy(update={"skip_groups": group_sizes(recipe, skip)})
+            sizes = settled_groups(recipe, stage, earlier) or group_sizes(recipe, stage.skip)
+            skip = stage.skip.model_copy(update={"skip_groups": sizes})
             stage = stage.model_copy(update={"skip": skip})
         stages.append(stage)
         problems += [f"stages.{stage.name}.skip.{problem}" for problem in _problems(recipe, stage)]
@@ -56,15 +56,19 @@ def resolve_skip_groups(recipe: Recipe, earlier: Recipe | None = None, only_stag
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-def _with_earlier_groups(recipe: Recipe, stage: StageConfig, skip: SkipConfig, earlier: Recipe | None) -> SkipConfig:
-    if skip.skip_groups is not None or earlier is None:
-        return skip
-    kept = next((old.skip for old in earlier.stages if old.name == stage.name), None)
-    if kept is None or kept.selection != "balanced" or kept.skip_groups is None:
-        return skip
-    if sum(group_sizes(earlier, kept)) != recipe.architecture.language.layers:
-        return skip
-    return skip.model_copy(update={"skip_groups": kept.skip_groups})
+def settled_groups(recipe: Recipe, stage: StageConfig, earlier: Recipe | None) -> tuple[int, ...] | None:
+    """Sizes of a balanced stage's groups that no layout changes: the recipe's, else those of the run gone on with.
+
+    None where the layout decides.
+    """
+    assert stage.skip is not None
+    if stage.skip.skip_groups is not None:
+        return group_sizes(recipe, stage.skip)
+    kept = next((old.skip for old in earlier.stages if old.name == stage.name), None) if earlier is not None else None
+    if earlier is None or kept is None or kept.selection != "balanced" or kept.skip_groups is None:
+        return None
+    sizes = group_sizes(earlier, kept)
+    return sizes if sum(sizes) == recipe.architecture.language.layers else None
 
 
 def _problems(recipe: Recipe, stage: StageConfig) -> Iterator[str]:

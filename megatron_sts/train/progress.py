@@ -10,12 +10,11 @@ from typing import Any, Self, TextIO
 
 from rich.console import Console
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import METRICS_FILE, Recipe
 from megatron_sts.errors import ConfigError
 from megatron_sts.parallel.device import peak_memory_bytes
 from megatron_sts.train.figures import StepFigures
 
-METRICS_FILE = "metrics.jsonl"
 _SMOOTHED_STEPS = 20
 
 

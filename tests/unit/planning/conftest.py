@@ -7,31 +7,11 @@ from typing import Any
 import pytest
 
 from megatron_sts.config import Recipe, check_recipe
+from tests.llava_7b import LLAVA_7B
 
 VALUES: dict[str, Any] = {
     "output_dir": "runs/none",
-    "model": {
-        "architecture": {
-            "vision": {
-                "family": "clip",
-                "image_size": 336,
-                "patch_size": 14,
-                "hidden_size": 1024,
-                "layers": 24,
-                "attention_heads": 16,
-                "ffn_hidden_size": 4096,
-            },
-            "language": {
-                "family": "llama",
-                "layers": 32,
-                "hidden_size": 4096,
-                "ffn_hidden_size": 11008,
-                "attention_heads": 32,
-                "query_groups": 32,
-                "vocabulary_size": 32000,
-            },
-        }
-    },
+    "model": {"architecture": LLAVA_7B},
     "parallel": {},
     "stages": [
         {

@@ -15,32 +15,12 @@ from megatron_sts.data import Batch
 from megatron_sts.model.build import build_chunks, freeze
 from megatron_sts.parallel.groups import group_collection, start_groups
 from megatron_sts.sts import ModelSizes, StepFlops, StepPlan, step_flops, uniform_indices
+from tests import llava_7b
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
 SAMPLES, LENGTH = 2, 24
-LLAVA_7B = Architecture.model_validate(
-    {
-        "vision": {
-            "family": "clip",
-            "image_size": 336,
-            "patch_size": 14,
-            "hidden_size": 1024,
-            "layers": 24,
-            "attention_heads": 16,
-            "ffn_hidden_size": 4096,
-        },
-        "language": {
-            "family": "llama",
-            "layers": 32,
-            "hidden_size": 4096,
-            "ffn_hidden_size": 11008,
-            "attention_heads": 32,
-            "query_groups": 32,
-            "vocabulary_size": 32000,
-        },
-    }
-)
+LLAVA_7B = Architecture.model_validate(llava_7b.LLAVA_7B)
 
 
 def _count(recipe: Recipe, trains: tuple[str, ...], plan: StepPlan) -> dict[str, float]:

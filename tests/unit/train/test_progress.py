@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import METRICS_FILE, Recipe
 from megatron_sts.errors import ConfigError
-from megatron_sts.train.progress import METRICS_FILE, Progress, forget_steps_after
+from megatron_sts.train.progress import Progress, forget_steps_after
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE
 from tests.unit.train.test_figures import FIGURES
