@@ -24,16 +24,21 @@ class VisualRows:
 
 
 def visual_rows(
-    image_rows: Tensor, image_starts: Tensor, kept_tokens: tuple[int, ...], start: int, end: int
+    image_rows: Tensor, image_starts: Tensor, kept_tokens: tuple[int, ...], ranges: tuple[tuple[int, int], ...]
 ) -> VisualRows:
-    """The kept visual tokens whose position lies in [start, end).
+    """The kept visual tokens whose position lies in one of the ranges [start, end), which follow one another in the
+    chunk.
 
     image_rows, image_starts [n]: each image's row in the micro-batch and the position of its first slot.
     """
     kept = torch.tensor(kept_tokens, dtype=torch.int64, device=image_rows.device)
-    positions = image_starts[:, None] + torch.arange(len(kept_tokens), device=image_rows.device)
-    image, slot = ((positions >= start) & (positions < end)).nonzero(as_tuple=True)
-    return VisualRows(image, kept[slot], positions[image, slot] - start, image_rows[image])
+    slots = image_starts[:, None] + torch.arange(len(kept_tokens), device=image_rows.device)
+    in_chunk, passed = torch.full_like(slots, -1), 0
+    for start, end in ranges:
+        in_chunk = torch.where((slots >= start) & (slots < end), slots - start + passed, in_chunk)
+        passed += end - start
+    image, slot = (in_chunk >= 0).nonzero(as_tuple=True)
+    return VisualRows(image, kept[slot], in_chunk[image, slot], image_rows[image])
 
 
 def merge(text: Tensor, visual: Tensor, rows: VisualRows) -> Tensor:

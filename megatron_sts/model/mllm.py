@@ -19,7 +19,7 @@ from megatron_sts.model.merge import merge, visual_rows
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.skippable_layer import hand_down_plan
 from megatron_sts.model.vision import VisionTower
-from megatron_sts.parallel.sequence import own_chunk
+from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
 
 
@@ -84,14 +84,13 @@ class MultimodalModel(MegatronModule):
     def _embed(self, batch: Batch) -> Tensor:
         assert self._plan is not None and self.projector is not None and self.vision is not None
         text = self.language.embedding(input_ids=batch.tokens, position_ids=None)
-        length = batch.tokens.size(1)
-        start, end = 0, length
-        if self.config.sequence_parallel:
-            start, end = own_chunk(length, self.pg_collection.tp.rank(), self.pg_collection.tp.size())
+        tensor = self.pg_collection.tp
+        shares = (tensor.rank(), tensor.size()) if self.config.sequence_parallel else (0, 1)
+        ranges = own_ranges(batch.tokens.size(1), *shares)
         features = None
         if batch.pixels is not None:
             assert batch.visual_tokens == self._plan.visual_tokens
-            rows = visual_rows(batch.image_rows, batch.image_starts, self._plan.kept_tokens, start, end)
+            rows = visual_rows(batch.image_rows, batch.image_starts, self._plan.kept_tokens, ranges)
             features = self._features(batch.pixels)
             if rows.image.numel():
                 return merge(text, self.projector(features[rows.image, rows.token]), rows)

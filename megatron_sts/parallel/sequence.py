@@ -18,8 +18,28 @@ def padded_length(length: int, parallel: ParallelConfig) -> int:
     return -(-length // multiple) * multiple
 
 
-def own_chunk(length: int, rank: int, ranks: int) -> tuple[int, int]:
-    """[start, end) of the positions that a tensor-parallel rank holds under sequence parallelism."""
-    assert length % ranks == 0
-    chunk = length // ranks
-    return rank * chunk, (rank + 1) * chunk
+def own_ranges(
+    length: int, tensor_rank: int = 0, tensor_size: int = 1, context_rank: int = 0, context_size: int = 1
+) -> tuple[tuple[int, int], ...]:
+    """The positions [start, end) of a sequence that a rank holds, in the order in which it holds them.
+
+    Context parallelism deals out 2c chunks, two to a rank, the early with the late one (zigzag), so that causal
+    attention costs all ranks the same; under sequence parallelism the `tensor_size` ranks that share a context rank
+    take contiguous parts of what it holds, elsewhere tensor_size is 1.
+    """
+    half, parts = length // (2 * context_size), length // (context_size * tensor_size)
+    if context_size == 1:
+        held = [(0, length)]
+    else:
+        assert length % (2 * context_size) == 0
+        chunks = (context_rank, 2 * context_size - 1 - context_rank)
+        held = [(chunk * half, (chunk + 1) * half) for chunk in chunks]
+    assert length % (context_size * tensor_size) == 0
+    first, last = tensor_rank * parts, (tensor_rank + 1) * parts
+    own, passed = [], 0
+    for start, end in held:
+        low, high = max(first - passed, 0), min(last - passed, end - start)
+        if low < high:
+            own.append((start + low, start + high))
+        passed += end - start
+    return tuple(own)

@@ -21,7 +21,7 @@ IMAGE_ROWS, IMAGE_STARTS, KEPT = torch.tensor([0, 0, 1]), torch.tensor([1, 6, 0]
 
 
 def test_whole_sequence():
-    assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, 0, 10)) == [
+    assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, ((0, 10),))) == [
         (0, 0, 1, 0),
         (0, 3, 2, 0),
         (0, 5, 3, 0),
@@ -35,7 +35,7 @@ def test_whole_sequence():
 
 
 def test_chunk_holds_its_own_positions_counted_from_its_start():
-    assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, 2, 7)) == [
+    assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, ((2, 7),))) == [
         (0, 3, 0, 0),
         (0, 5, 1, 0),
         (1, 0, 4, 0),
@@ -43,10 +43,21 @@ def test_chunk_holds_its_own_positions_counted_from_its_start():
     ]
 
 
+def test_chunk_of_two_ranges_counts_on_from_the_first():
+    assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, ((1, 3), (7, 10)))) == [
+        (0, 0, 0, 0),
+        (0, 3, 1, 0),
+        (1, 3, 2, 0),
+        (1, 5, 3, 0),
+        (2, 3, 0, 1),
+        (2, 5, 1, 1),
+    ]
+
+
 def test_chunk_without_visual_tokens_is_empty():
-    assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, 4, 6)) == []
+    assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, ((4, 6),))) == []
     none = torch.empty(0, dtype=torch.int64)
-    assert entries(visual_rows(none, none, KEPT, 0, 10)) == []
+    assert entries(visual_rows(none, none, KEPT, ((0, 10),))) == []
 
 
 @given(
@@ -61,10 +72,10 @@ def test_chunks_together_are_the_whole(total, share, starts, cuts):
     borders = sorted({0, 48, *cuts})
     found = []
     for start, end in pairwise(borders):
-        chunk = entries(visual_rows(image_rows, image_starts, kept, start, end))
+        chunk = entries(visual_rows(image_rows, image_starts, kept, ((start, end),)))
         assert all(0 <= position < end - start for _, _, position, _ in chunk)
         found += [(image, token, position + start, row) for image, token, position, row in chunk]
-    assert sorted(found) == sorted(entries(visual_rows(image_rows, image_starts, kept, 0, 48)))
+    assert sorted(found) == sorted(entries(visual_rows(image_rows, image_starts, kept, ((0, 48),))))
 
 
 def test_merge_writes_over_the_slots_alone():
