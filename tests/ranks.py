@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 # Imported here so that every forked rank finds them loaded.
@@ -77,6 +78,8 @@ def _rank(
 ) -> None:
     # What the pytest process had made stays: without this, a collection in the rank takes half a second.
     gc.freeze()
+    # torch makes a forked process's thread pool on first use, and not safely where two threads are the first.
+    torch.set_num_threads(1)
     # A rank, and what it starts in turn, ends with the pytest process also where that is killed.
     os.setpgrp()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,5 +8,7 @@ source scripts/environment.sh
 
 if [ $# -eq 0 ]; then
     bash scripts/check.sh
+    # Several files at a time; a test's own ranks come on top of these processes.
+    set -- -n auto --maxprocesses 4 --dist worksteal
 fi
 exec python -m pytest "$@"
