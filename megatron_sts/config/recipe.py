@@ -117,8 +117,11 @@ class DataConfig(ConfigModel):
     """LLaVA json (or jsonl) file."""
     images: Path | None = None
     """Directory of the image files that the data names; None: text only, or images in the shards."""
-    template: Literal["plain", "vicuna_v1"] = "vicuna_v1"
-    """Conversation template."""
+    image_aspect_ratio: Literal["square", "pad"] = "square"
+    """square: pictures are processed as the tower's processor says; pad: they are padded to a square before, in the
+    processor's mean colour, as in LLaVA-1.5."""
+    template: Literal["plain", "vicuna_v1", "chatml", "llama3", "tokenizer"] = "vicuna_v1"
+    """Conversation template; tokenizer: the chat template of the tokenizer itself."""
     system_prompt: str | None = None
     """System prompt; None: the template's own, empty: none."""
     samples: int | None = Field(default=None, ge=1)
@@ -126,7 +129,10 @@ class DataConfig(ConfigModel):
     text_tokens: int | None = Field(default=None, ge=1)
     """Mean text tokens of a record: for planning without the data."""
     max_tokens: int = Field(default=2048, ge=1)
-    """Longest sequence after compression, in tokens; a longer record is an error that names it."""
+    """Longest sequence after compression, in tokens."""
+    over_long: Literal["error", "cut", "drop"] = "error"
+    """What becomes of a record that is longer: error: training does not start; cut: it ends at max_tokens, and is left
+    out where that would cut an image or every answer; drop: it is left out."""
     workers: int = Field(default=0, ge=0)
     """Processes that load images, per rank; 0: in the training process."""
 

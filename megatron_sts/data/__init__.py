@@ -9,8 +9,9 @@ LLaVA json / jsonl
     v
   Encoded              token ids with one id per image, labels
     |  index           lengths of every sample, made once           index, index_cache
+    |  lengths         samples that are too long: cut or left out
     |  sampler         which samples a step takes, a pure function
-    |  images          decoded and processed pixels                 images, pixel_cache
+    |  images          decoded and processed pixels                 pictures, images, pixel_cache
     |  loader          the above, micro-batch by micro-batch
     v
   raw micro-batch      list of (Encoded, pixels)
@@ -22,21 +23,26 @@ LLaVA json / jsonl
 from megatron_sts.data.collate import Batch, RawItem, collate
 from megatron_sts.data.encode import IGNORED_LABEL, Encoded, encode, image_token_id, pad_token_id
 from megatron_sts.data.images import ImageReader, load_image_processor
-from megatron_sts.data.index import SampleIndex, build_index, check_lengths, measure_samples
+from megatron_sts.data.index import SampleIndex, measure_samples
 from megatron_sts.data.index_cache import fingerprint, load_or_build, prepare_index
-from megatron_sts.data.llava_json import read_llava_json
+from megatron_sts.data.lengths import Fitted, FittedSamples, fit_lengths
+from megatron_sts.data.llava_json import BadRecord, read_llava_json, sample_of_record, scan_llava_json
 from megatron_sts.data.loader import MicroBatchLoader
 from megatron_sts.data.pixel_cache import PixelCache
-from megatron_sts.data.sample import IMAGE_TOKEN, Sample, Turn
+from megatron_sts.data.sample import IMAGE_TOKEN, Sample, Turn, placed_images
 from megatron_sts.data.sampler import StepSampler, rank_slice
-from megatron_sts.data.templates import TEMPLATES, Segment, Template
+from megatron_sts.data.templates import TEMPLATES, Segment, Template, find_template
+from megatron_sts.data.tokenizer import load_tokenizer
 
 __all__ = [
     "IGNORED_LABEL",
     "IMAGE_TOKEN",
     "TEMPLATES",
+    "BadRecord",
     "Batch",
     "Encoded",
+    "Fitted",
+    "FittedSamples",
     "ImageReader",
     "MicroBatchLoader",
     "PixelCache",
@@ -47,17 +53,21 @@ __all__ = [
     "StepSampler",
     "Template",
     "Turn",
-    "build_index",
-    "check_lengths",
     "collate",
     "encode",
+    "find_template",
     "fingerprint",
+    "fit_lengths",
     "image_token_id",
     "load_image_processor",
     "load_or_build",
+    "load_tokenizer",
     "measure_samples",
     "pad_token_id",
+    "placed_images",
     "prepare_index",
     "rank_slice",
     "read_llava_json",
+    "sample_of_record",
+    "scan_llava_json",
 ]

@@ -4,6 +4,7 @@ The rendered conversation is tokenized once and whole, so that it reads as it wi
 supervised is found afterwards by character offsets.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,14 +37,18 @@ def encode(
 ) -> Encoded:
     """Renders, tokenizes and labels one conversation; `template.prompt` tokenized alone is a prefix of it.
 
+    The first `sample.token_limit` tokens of it, where there is a limit.
+
     Raises:
-        DataError: the tokenizer is not a fast one, lacks `<image>`, ends a sequence otherwise than the
-            template, or joins a prompt and its answer in one token.
+        DataError: the tokenizer is not a fast one, lacks `<image>` or a token of the template, or joins a prompt
+            and its answer in one token.
     """
     _check_tokenizer(template, tokenizer)
     segments = template.render(sample, system_prompt)
     text = "".join(segment.text for segment in segments)
-    encoding = tokenizer(text, add_special_tokens=True, return_offsets_mapping=True, verbose=False)
+    encoding = tokenizer(
+        text, add_special_tokens=adds_special_tokens(text, tokenizer), return_offsets_mapping=True, verbose=False
+    )
     token_ids: list[int] = encoding["input_ids"]
     if sample.images:
         marks = token_ids.count(image_token_id(tokenizer))
@@ -67,10 +72,20 @@ def encode(
         raise DataError(
             f"sample {sample.id!r}: the tokenizer makes one token of {text[start:end]!r}, the end of a "
             f"prompt and the start of an answer in the template {template.name!r}; use a tokenizer that "
-            "splits at spaces"
+            "splits between the two"
         )
     labels = np.where(learnt, np.array(token_ids, dtype=np.int64), IGNORED_LABEL)
-    return Encoded(token_ids, labels.tolist())
+    return Encoded(token_ids[: sample.token_limit], labels.tolist()[: sample.token_limit])
+
+
+def adds_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer is to add a begin-of-sequence token: not where a chat template wrote it already."""
+    return tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
+
+
+def count_supervised(labels: Sequence[int]) -> int:
+    """Labels that carry a loss. The first token has no position before it that could predict it."""
+    return sum(label != IGNORED_LABEL for label in labels[1:])
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -104,9 +119,9 @@ def _check_tokenizer(template: Template, tokenizer: PreTrainedTokenizerBase) -> 
             f"tokenizer {tokenizer.name_or_path!r}: found a {type(tokenizer).__name__}, which gives no "
             "character offsets; use a fast tokenizer (a directory with tokenizer.json)"
         )
-    if template.stop is not None and tokenizer.eos_token != template.stop:
-        raise DataError(
-            f"tokenizer {tokenizer.name_or_path!r}: found the end-of-sequence token {tokenizer.eos_token!r}, "
-            f"but the template {template.name!r} ends an answer with {template.stop!r}; use a tokenizer that "
-            "does so too, as Llama's and Vicuna's, or another template"
-        )
+    for token in template.special_tokens:
+        if tokenizer.backend_tokenizer.token_to_id(token) is None:
+            raise DataError(
+                f"tokenizer {tokenizer.name_or_path!r}: has no token {token!r}, which the template "
+                f"{template.name!r} writes; use the template of the tokenizer's own model, or add the token"
+            )

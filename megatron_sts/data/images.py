@@ -1,46 +1,52 @@
 """From an image file to the pixels the vision tower takes."""
 
-import struct
-import zlib
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
+from transformers import (
+    AutoImageProcessor,
+    CLIPImageProcessorPil,
+    LlavaImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 
-from megatron_sts.errors import ConfigError, DataError
+from megatron_sts.data.pictures import LARGEST_PIXELS, read_picture, resolve_image
+from megatron_sts.errors import ConfigError
 
-# What Pillow's decoders raise on damaged files; most of it is not documented as such.
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+AspectRatio = Literal["square", "pad"]
+
+# What an image processor does to a picture, under the names of its settings.
+_STEPS = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
+_SETTINGS = ("size", "default_to_square", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
 
 
-def load_image_processor(directory: Path | None, family: str, image_size: int) -> BaseImageProcessor:
+def load_image_processor(
+    directory: Path | None, family: str, image_size: int, aspect_ratio: AspectRatio = "square"
+) -> BaseImageProcessor:
     """The image processor of a Hugging Face vision encoder, on Pillow (no torchvision needed).
 
-    Without a directory: the family's own processing at `image_size`.
+    Without a directory: the family's own processing at `image_size`. With `aspect_ratio` pad: transformers' processor
+    of LLaVA with the same settings, which pads a picture to a square in the mean colour first, as LLaVA-1.5 does.
 
     Raises:
         ConfigError: `preprocessor_config.json` is missing or unreadable, or makes pictures of another size.
     """
-    if directory is None:
-        if family == "clip":
-            crop = {"height": image_size, "width": image_size}
-            return CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=crop)
-        return SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
+    processor = _default_processor(family, image_size) if directory is None else _read_processor(directory, image_size)
+    return _padding(processor) if aspect_ratio == "pad" else processor
 
+
+def _default_processor(family: str, image_size: int) -> BaseImageProcessor:
+    if family == "clip":
+        crop = {"height": image_size, "width": image_size}
+        return CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=crop)
+    return SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
+
+
+def _read_processor(directory: Path, image_size: int) -> BaseImageProcessor:
     file = directory / "preprocessor_config.json"
     if not file.is_file():
         raise ConfigError(f"model.vision: no {file}; give the directory of a Hugging Face vision encoder")
@@ -63,16 +69,24 @@ def load_image_processor(directory: Path | None, family: str, image_size: int) -
     return processor
 
 
+def _padding(processor: BaseImageProcessor) -> BaseImageProcessor:
+    """The same processing of a picture that is padded to a square before."""
+    settings: dict[str, Any] = {name: getattr(processor, name, None) for name in _SETTINGS}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    settings |= {name: bool(getattr(processor, name, False)) for name in _STEPS}
+    return LlavaImageProcessorPil(**settings, do_pad=True)
+
+
 class ImageReader:
     """Reads the pictures of one folder.
 
     Args:
         image_processor: what `load_image_processor` returns.
         root: the image folder; nothing outside it is read, not even through a symbolic link.
-        max_pixels: pictures with more pixels are refused before they are decoded.
+        max_pixels: pictures with more pixels, padded where they will be, are refused before they are decoded.
     """
 
-    def __init__(self, image_processor: BaseImageProcessor, root: Path, max_pixels: int = 8192 * 8192) -> None:
+    def __init__(self, image_processor: BaseImageProcessor, root: Path, max_pixels: int = LARGEST_PIXELS) -> None:
         self._image_processor = image_processor
         self._root = root.resolve()
         self._max_pixels = max_pixels
@@ -81,41 +95,9 @@ class ImageReader:
         """The processed picture, float32 [3, H, W].
 
         Raises:
-            DataError: the file is outside the folder, missing, damaged, too large or not a picture.
+            DataError: the file is outside the folder, or see `read_picture`.
         """
-        picture = self._decode(resolve_image(self._root, relative_path))
+        pads = bool(getattr(self._image_processor, "do_pad", False))
+        picture = read_picture(resolve_image(self._root, relative_path), self._max_pixels, pads)
         pixels: Tensor = self._image_processor(picture, return_tensors="pt")["pixel_values"][0]
         return pixels.to(torch.float32).contiguous()
-
-    def _decode(self, file: Path) -> Image.Image:
-        try:
-            with Image.open(file) as picture:
-                width, height = picture.size
-                if width * height > self._max_pixels:
-                    raise DataError(
-                        f"{file}: found {width} x {height} pixels, more than {self._max_pixels}; "
-                        "make the picture smaller"
-                    )
-                # Cameras store the way up beside the pixels.
-                return ImageOps.exif_transpose(picture).convert("RGB")
-        except FileNotFoundError:
-            raise DataError(f"{file}: no such image; add it or remove the records that name it") from None
-        except _DECODING_ERRORS as error:
-            raise DataError(
-                f"{file}: cannot be decoded ({error}); replace the file or remove the records that name it"
-            ) from error
-
-
-def resolve_image(root: Path, relative_path: str) -> Path:
-    """The file behind `relative_path`, links followed. `root` must be resolved already.
-
-    Raises:
-        DataError: it lies outside `root`.
-    """
-    file = (root / relative_path).resolve()
-    if not file.is_relative_to(root):
-        raise DataError(
-            f"image {relative_path!r}: leads to {file}, outside the image folder {root}; "
-            "move the file into the folder or set data.images to the folder that holds it"
-        )
-    return file

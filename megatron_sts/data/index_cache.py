@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.index import Progress, SampleIndex, check_lengths, measure_samples
+from megatron_sts.data.index import Progress, SampleIndex, measure_samples
+from megatron_sts.data.lengths import Fitted, OverLong, fit_lengths
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.templates import Template
 from megatron_sts.errors import DataError
@@ -37,22 +38,26 @@ def prepare_index(
     images_root: Path | None,
     visual_tokens: int,
     max_tokens: int,
+    over_long: OverLong = "error",
     progress: Progress | None = None,
-) -> SampleIndex:
-    """The index of `samples`, read from `data_file`: from the cache at `path`, or built and left there.
+) -> Fitted:
+    """The `samples` of `data_file` that are trained on, and their index: from the cache at `path`, or built and left
+    there.
 
-    Lengths are checked each time, since `visual_tokens` and `max_tokens` are not part of the cache's key; a
+    Lengths are fitted each time, since `visual_tokens` and `max_tokens` are not part of the cache's key; a
     changed compression does not tokenize again.
 
     Raises:
-        DataError: as `build_index`.
+        DataError: as `measure_samples` and `fit_lengths`.
     """
     key = fingerprint(data_file, template, tokenizer, system_prompt, images_root)
     index = load_or_build(
         path, key, lambda: measure_samples(samples, template, tokenizer, system_prompt, images_root, progress)
     )
-    check_lengths(index, samples, visual_tokens, max_tokens)
-    return index
+    fitted = fit_lengths(index, samples, template, tokenizer, system_prompt, visual_tokens, max_tokens, over_long)
+    if not len(fitted.samples):
+        raise DataError(f"{data_file}: no sample fits into data.max_tokens {max_tokens}; raise it")
+    return fitted
 
 
 def fingerprint(

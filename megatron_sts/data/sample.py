@@ -28,3 +28,23 @@ class Sample:
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
     """Paths relative to the image folder."""
+    system: str | None = None
+    """System prompt of this conversation, which goes before the recipe's and the template's; None: it has none."""
+    token_limit: int | None = None
+    """Token ids that `encode` keeps, each `<image>` counted once; None: all of them."""
+
+
+def placed_images(text: str) -> str:
+    """A human turn as every template writes it.
+
+    A single `<image>` comes first, wherever it stood, on a line of its own, as LLaVA-1.5 has it. Of several, those
+    at the start stand one a line, the others where they were written, as in LLaVA-NeXT.
+
+    Contract: `data.templates.template.READ_MESSAGE` does the same in jinja.
+    """
+    rest, first = text.strip(), 0
+    if rest.count(IMAGE_TOKEN) == 1:
+        rest, first = rest.replace(IMAGE_TOKEN, "").strip(), 1
+    while rest.startswith(IMAGE_TOKEN):
+        rest, first = rest.removeprefix(IMAGE_TOKEN).strip(), first + 1
+    return "\n".join([IMAGE_TOKEN] * first + ([rest] if rest else []))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_sts.data.images import resolve_image
+from megatron_sts.data.pictures import resolve_image
 from megatron_sts.errors import ConversionError, DataError
 from megatron_sts.evaluation.fingerprint import model_fingerprint, questions_fingerprint
 from megatron_sts.evaluation.formats import FORMATS, Format, detect_format

@@ -92,8 +92,9 @@ def train_stage(recipe: Recipe, stage: StageConfig, data: StageData, start: Star
 
 def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) -> str:
     origin = f"from {start.checkpoint}" if start.checkpoint is not None else "from fresh weights"
+    samples = f"{len(data.samples):,} samples{data.fitted.text(stage.data.max_tokens)}"
     return (
-        f"{stage.name}: {len(data.samples):,} samples, {data.total_steps:,} steps of {stage.batch.global_size}, "
+        f"{stage.name}: {samples}, {data.total_steps:,} steps of {stage.batch.global_size}, "
         f"trains {', '.join(stage.trains)}; tensor {place.tensor_size} x pipeline {place.pipeline_size} x "
         f"data {place.data_size}; {origin}" + (f", after step {start.step}" if start.resumes else "")
     )

@@ -2,25 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data import (
-    TEMPLATES,
     Batch,
+    Fitted,
     ImageReader,
     MicroBatchLoader,
-    SampleIndex,
     StepSampler,
+    find_template,
     load_image_processor,
+    load_tokenizer,
     prepare_index,
     read_llava_json,
 )
-from megatron_sts.errors import ConfigError, MegatronStsError
+from megatron_sts.errors import MegatronStsError
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import padded_length
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
@@ -51,26 +50,28 @@ class StageData:
         """
         self._recipe, self._stage = recipe, stage
         self.tokenizer = load_tokenizer(recipe)
-        self._template = TEMPLATES[stage.data.template]
-        self.samples = read_llava_json(stage.data.train)
+        self._template = find_template(stage.data.template, self.tokenizer)
+        self.fitted = _on_rank_zero_first(self._measure)
+        self.samples, self.index = self.fitted.samples, self.fitted.index
         self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed)
         self.total_steps = stage_steps(stage, len(self.samples))
         self.planner = StagePlanner(recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size)
-        self.index = _on_rank_zero_first(self._measure)
 
-    def _measure(self) -> SampleIndex:
-        stage, planner = self._stage, self.planner
-        check_sample_count(stage, len(self.samples))
+    def _measure(self) -> Fitted:
+        stage = self._stage
+        samples = read_llava_json(stage.data.train)
+        check_sample_count(stage, len(samples))
         return prepare_index(
             self._recipe.output_dir / "index" / f"{stage.name}.npz",
             stage.data.train,
-            self.samples,
+            samples,
             self._template,
             self.tokenizer,
             stage.data.system_prompt,
             stage.data.images,
-            planner.plan(0).visual_tokens,
+            StagePlanner(self._recipe, stage, 1, 1.0).plan(0).visual_tokens,
             stage.data.max_tokens,
+            stage.data.over_long,
         )
 
     def shape(self, plan: StepPlan) -> StepShape:
@@ -113,7 +114,9 @@ class StageData:
         stage, vision = self._stage, self._recipe.architecture.vision
         reader = None
         if place.first_stage and stage.data.images is not None:
-            processor = load_image_processor(self._recipe.model.vision, vision.family, vision.image_size)
+            processor = load_image_processor(
+                self._recipe.model.vision, vision.family, vision.image_size, stage.data.image_aspect_ratio
+            )
             reader = ImageReader(processor, stage.data.images)
         loader = MicroBatchLoader(
             self.samples,
@@ -133,21 +136,6 @@ class StageData:
         for step, raw in enumerate(loader, start=first_step):
             plan = self.planner.plan(step)
             yield loader.to_batches(raw, plan.visual_tokens, self.shape(plan).length)
-
-
-def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model.tokenizer`. Raises ConfigError where it is missing or larger than the embedding."""
-    directory = recipe.model.tokenizer
-    if directory is None:
-        raise ConfigError("model.tokenizer is not set; name a Hugging Face tokenizer directory to train with")
-    tokenizer = AutoTokenizer.from_pretrained(Path(directory), local_files_only=True, trust_remote_code=False)
-    size = recipe.architecture.language.vocabulary_size
-    if len(tokenizer) > size:
-        raise ConfigError(
-            f"model.tokenizer {directory} has {len(tokenizer)} tokens, but the architecture's vocabulary_size is "
-            f"{size}; raise it to hold them"
-        )
-    return tokenizer
 
 
 def _on_rank_zero_first(measure: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_sts.data import TEMPLATES, Sample, SampleIndex, build_index, collate, encode, image_token_id
+from megatron_sts.data import TEMPLATES, Sample, SampleIndex, collate, encode, image_token_id, measure_samples
 from megatron_sts.errors import DataError
 
 MakeSample = Callable[..., Sample]
@@ -22,14 +22,12 @@ def test_counts_by_hand(word_tokenizer: PreTrainedTokenizerFast, make_sample: Ma
         make_sample("<image> <image>", "two", images=("0.png", "1.png")),
     ]
     calls: list[tuple[int, int]] = []
-    index = build_index(
+    index = measure_samples(
         samples,
         VICUNA,
         word_tokenizer,
         "",
         image_folder,
-        4,
-        100,
         lambda done, total: calls.append((done, total)),
     )
     # <s> USER: _ \nWhat digit is it? ASSISTANT: two five </s>; <s> USER: Sure? ASSISTANT: yes </s>;
@@ -53,7 +51,7 @@ def test_lengths_and_supervised_tokens_are_those_of_the_batch(
     tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path
 ) -> None:
     sample = make_sample("<image>\nWhat digit?", "two", "<image> Sure?", "yes", images=("0.png", "1.png"))
-    index = build_index([sample], VICUNA, tokenizer, None, image_folder, 7, 1000)
+    index = measure_samples([sample], VICUNA, tokenizer, None, image_folder)
     encoded = encode(sample, VICUNA, tokenizer)
     length = int(index.lengths(7)[0])
     batch = collate([(encoded, None)], 7, length, image_token_id(tokenizer), 0)
@@ -65,7 +63,7 @@ def test_missing_images_are_listed_with_their_number(
 ) -> None:
     samples = [make_sample("<image>", "two", images=(f"{number}.png",), id=f"s{number}") for number in range(20)]
     with pytest.raises(DataError) as caught:
-        build_index(samples, VICUNA, word_tokenizer, "", image_folder, 4, 100)
+        measure_samples(samples, VICUNA, word_tokenizer, "", image_folder)
     message = str(caught.value)
     assert "12 of 20 samples name images that cannot be read: 's8' (8.png: no such file in" in message
     assert "'s17'" in message and "'s18'" not in message and "; and 2 more" in message
@@ -79,13 +77,13 @@ def test_images_outside_the_folder_or_without_a_folder_are_refused(
     (image_folder / "link.png").symlink_to(image_folder.parent / "out.png")
     sample = make_sample("<image>", "two", images=("link.png",), id="a")
     with pytest.raises(DataError, match=r"'a' \(link\.png: outside"):
-        build_index([sample], VICUNA, word_tokenizer, "", image_folder, 4, 100)
+        measure_samples([sample], VICUNA, word_tokenizer, "", image_folder)
     with pytest.raises(DataError, match=r"'a' \(link\.png: data\.images is not set\)"):
-        build_index([sample], VICUNA, word_tokenizer, "", None, 4, 100)
+        measure_samples([sample], VICUNA, word_tokenizer, "", None)
 
 
 def test_text_needs_no_folder(word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample) -> None:
-    assert build_index([make_sample("Sure?", "yes")], PLAIN, word_tokenizer, None, None, 4, 100).images[0] == 0
+    assert measure_samples([make_sample("Sure?", "yes")], PLAIN, word_tokenizer, None, None).images[0] == 0
 
 
 def test_samples_without_a_supervised_token_are_listed(
@@ -93,7 +91,7 @@ def test_samples_without_a_supervised_token_are_listed(
 ) -> None:
     samples = [make_sample("Sure?", "yes"), make_sample("Sure?", id="mute")]
     with pytest.raises(DataError, match=r"1 of 2 samples hold no supervised token: 'mute'\. Remedy: .*remove"):
-        build_index(samples, VICUNA, word_tokenizer, "", None, 4, 100)
+        measure_samples(samples, VICUNA, word_tokenizer, "", None)
 
 
 def test_a_first_token_that_nothing_predicts_does_not_count_as_supervised(make_sample: MakeSample) -> None:
@@ -101,21 +99,6 @@ def test_a_first_token_that_nothing_predicts_does_not_count_as_supervised(make_s
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "two": 1, "five": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     bare = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-    assert build_index([make_sample("say", "two five")], PLAIN, bare, None, None, 4, 9).supervised.tolist() == [1]
+    assert measure_samples([make_sample("say", "two five")], PLAIN, bare, None, None).supervised.tolist() == [1]
     with pytest.raises(DataError, match="hold no supervised token"):
-        build_index([make_sample("say", "two")], PLAIN, bare, None, None, 4, 9)
-
-
-def test_long_samples_are_listed_with_the_length_that_would_do(
-    word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample, image_folder: Path
-) -> None:
-    samples = [
-        make_sample("<image>\nWhat digit is it?", "two five", images=("0.png",), id="long"),
-        make_sample("Sure?", "yes", id="short"),
-    ]
-    assert len(build_index(samples, VICUNA, word_tokenizer, "", image_folder, 4, 15)) == 2
-    with pytest.raises(DataError) as caught:
-        build_index(samples, VICUNA, word_tokenizer, "", image_folder, 4, 14)
-    message = str(caught.value)
-    assert "1 of 2 samples are longer than data.max_tokens 14: 'long' (15 tokens)" in message
-    assert "raise data.max_tokens to 15" in message
+        measure_samples([make_sample("say", "two")], PLAIN, bare, None, None)

@@ -138,8 +138,8 @@ def test_a_cached_index_is_still_checked_for_length(
             None,
             4,
             max_tokens,
-            lambda done, _: progress.append(done),
-        )
+            progress=lambda done, _: progress.append(done),
+        ).index
 
     assert prepare(6).lengths(4).tolist() == [6]
     with pytest.raises(DataError, match=r"data\.max_tokens 5"):

@@ -34,10 +34,8 @@ def rendered(chat_template: str, messages: list[dict[str, Any]], add_generation_
 
 
 def test_the_registry_knows_each_template_by_its_name() -> None:
-    assert {name: template.name for name, template in TEMPLATES.items()} == {
-        "plain": "plain",
-        "vicuna_v1": "vicuna_v1",
-    }
+    names = ["plain", "vicuna_v1", "chatml", "llama3"]
+    assert {name: template.name for name, template in TEMPLATES.items()} == dict(zip(names, names, strict=True))
 
 
 def test_vicuna_supervises_answers_and_their_end(make_sample: MakeSample) -> None:
@@ -55,10 +53,20 @@ def test_vicuna_system_prompt_is_its_own_none_or_given(system: str | None, start
     assert VICUNA.prompt("Hi", system) == f"{start}USER: Hi ASSISTANT:"
 
 
-def test_vicuna_puts_images_before_the_text() -> None:
-    assert VICUNA.prompt("What is this? <image>", "") == "USER: <image>\nWhat is this? ASSISTANT:"
-    assert VICUNA.prompt("Is <image> like <image>", "") == "USER: <image>\n<image>\nIs  like ASSISTANT:"
-    assert VICUNA.prompt("<image>\n", "") == "USER: <image> ASSISTANT:"
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("What is this? <image>", "<image>\nWhat is this?"),
+        ("What <image> is this?", "<image>\nWhat  is this?"),
+        ("<image>\n", "<image>"),
+        ("<image><image> \n Alike?", "<image>\n<image>\nAlike?"),
+        ("Is <image> like <image>?", "Is <image> like <image>?"),
+        ("<image>Is it like <image>?", "<image>\nIs it like <image>?"),
+        (" Hi ", "Hi"),
+    ],
+)
+def test_a_single_image_comes_first_and_several_stay_where_they_are(written: str, expected: str) -> None:
+    assert VICUNA.prompt(written, "") == f"USER: {expected} ASSISTANT:"
 
 
 def test_plain_is_image_caption_newline_without_the_question(make_sample: MakeSample) -> None:
@@ -92,6 +100,8 @@ def test_prompt_is_what_stands_before_the_first_answer(template: Template, make_
         ("<image>", "What digit?"),
         ("What digit?", "<image>"),
         ("Is ", "<image>", " like ", "<image>", "?\n"),
+        ("<image>", "<image>", "Alike?"),
+        ("<image>", " \n", "<image>", " is like ", "<image>", "<image>"),
         ("<image>",),
         ("Hi 'you' {{ there }} {% x %}",),
     ],

@@ -1,0 +1,55 @@
+"""Checks the data of a recipe's stages as the stages would read it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.data.check import TextSettings, check_data
+from megatron_sts.data.index import Progress
+from megatron_sts.data.templates import find_template
+from megatron_sts.data.tokenizer import load_tokenizer
+from megatron_sts.errors import ConfigError
+from megatron_sts.sts import StagePlanner
+
+
+def stages_to_check(recipe: Recipe, name: str | None, data: Path | None) -> list[StageConfig]:
+    """The stage of that name, else those that read `data`, else all.
+
+    Raises ConfigError where there is no such stage, or where none reads `data` and several might be meant.
+    """
+    if name is not None:
+        return [recipe.stage(name)]
+    if data is None or len(recipe.stages) == 1:
+        return list(recipe.stages)
+    found = [stage for stage in recipe.stages if stage.data.train.resolve() == data.resolve()]
+    if not found:
+        names = ", ".join(stage.name for stage in recipe.stages)
+        raise ConfigError(f"{data}: no stage of the recipe reads it; choose one of {names} with --stage")
+    return found
+
+
+def check_stage_data(
+    recipe: Recipe,
+    stage: StageConfig,
+    data: Path | None = None,
+    images: Path | None = None,
+    decodes: bool = True,
+    workers: int = 0,
+    progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+) -> dict[str, Any]:
+    """`check_data` with a stage's settings, and the stage's name. data, images: instead of the stage's own."""
+    tokenizer = load_tokenizer(recipe)
+    settings = stage.data
+    text = TextSettings(
+        tokenizer,
+        find_template(settings.template, tokenizer),
+        settings.system_prompt,
+        visual_tokens=recipe.architecture.visual_tokens,
+        kept_tokens=StagePlanner(recipe, stage, 1, 1.0).plan(0).visual_tokens,
+        max_tokens=settings.max_tokens,
+        over_long=settings.over_long,
+    )
+    pads = settings.image_aspect_ratio == "pad"
+    report = check_data(data or settings.train, images or settings.images, text, pads, decodes, workers, progress)
+    return {"stage": stage.name, **report}

@@ -1,0 +1,65 @@
+"""The report of `check_data`, to read."""
+
+from typing import Any
+
+SHOWN_PROBLEMS = 5
+
+_HEADINGS = {
+    "bad_records": "records that cannot be read",
+    "repeated_ids": "ids that stand in several records (allowed; reports by id are then ambiguous)",
+    "images": "images that cannot be used",
+    "cannot_be_encoded": "records that the template and the tokenizer cannot write",
+    "without_supervision": "records of which nothing would be learnt",
+    "over_long": "records longer than max_tokens",
+}
+
+
+def check_text(report: dict[str, Any], shown: int = SHOWN_PROBLEMS) -> str:
+    """Counts, lengths, and the first problems of each kind."""
+    images, turns = report["images"], report["turns"]
+    bad_files = "" if images["bad_files"] is None else f", {images['bad_files']:,} of them cannot be used"
+    lines = [
+        f"{report['data']}: {report['records']:,} records, {report['usable']:,} of them usable",
+        f"images: {images['named']:,} named, {images['files']:,} files{bad_files}; at most "
+        f"{images['most_in_a_record']} in a record, {report['text_only']:,} records without",
+    ]
+    if turns is not None:
+        lines.append(f"turns: {turns['mean']} on average, at most {turns['max']}")
+    if report["lengths"] is not None:
+        lines += _length_lines(report["lengths"])
+    for kind, problems in report["problems"].items():
+        if problems:
+            lines.append(f"{len(problems):,} {_HEADINGS[kind]}:")
+            lines += [f"  {_problem(problem)}" for problem in problems[:shown]]
+            if len(problems) > shown:
+                lines.append(f"  ... and {len(problems) - shown:,} more (all of them with --json)")
+    return "\n".join(lines)
+
+
+def _length_lines(lengths: dict[str, Any]) -> list[str]:
+    rows = {
+        "text": lengths["text"],
+        "learnt": lengths["supervised"],
+        f"with {lengths['visual_tokens']} an image": lengths["before_compression"],
+        f"compressed to {lengths['kept_tokens']}": lengths["after_compression"],
+    }
+    width = max(map(len, rows))
+    lines = [f"tokens ({lengths['template']})".ljust(width + 2) + "    mean     p50     p99     max"]
+    for name, spread in rows.items():
+        values = "".join(f"{spread[key]:>8}" for key in ("mean", "p50", "p99", "max"))
+        lines.append(f"  {name:{width}}{values}")
+    over_long = lengths["over_long"]
+    if over_long["records"] and over_long["policy"] != "error":
+        lines.append(
+            f"over_long: {over_long['policy']} cuts {over_long['cut']:,} records at {lengths['max_tokens']} tokens and "
+            f"leaves {over_long['left_out']:,} out"
+        )
+    return lines
+
+
+def _problem(problem: dict[str, Any]) -> str:
+    place = f"record {problem['record']}" if "record" in problem else ""
+    name = "" if problem["id"] is None else f"id {problem['id']!r}"
+    found = problem.get("problem") or (f"{problem['tokens']} tokens" if "tokens" in problem else "")
+    where = ", ".join(part for part in (place, name) if part)
+    return f"{where}: {found}" if found else where
