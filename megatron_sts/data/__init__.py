@@ -21,7 +21,14 @@ LLaVA json / jsonl
 """
 
 from megatron_sts.data.collate import Batch, RawItem, collate
-from megatron_sts.data.encode import IGNORED_LABEL, Encoded, encode, image_token_id, pad_token_id
+from megatron_sts.data.encode import (
+    IGNORED_LABEL,
+    Encoded,
+    adds_special_tokens,
+    encode,
+    image_token_id,
+    pad_token_id,
+)
 from megatron_sts.data.images import ImageReader, load_image_processor
 from megatron_sts.data.index import SampleIndex, measure_samples
 from megatron_sts.data.index_cache import fingerprint, load_or_build, prepare_index
@@ -53,6 +60,7 @@ __all__ = [
     "StepSampler",
     "Template",
     "Turn",
+    "adds_special_tokens",
     "collate",
     "encode",
     "find_template",

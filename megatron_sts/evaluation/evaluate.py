@@ -137,7 +137,9 @@ def _cell(value: float | int | None) -> str:
 
 def _model_predictor(generator: Generator, images: Path, max_new_tokens: int, batch_size: int) -> Predictor:
     def predict(questions: Sequence[Question]) -> Iterable[tuple[int, str]]:
-        requests = [Request(generator.prompt(question.turns), question.images) for question in questions]
+        requests = [
+            Request(generator.prompt(question.turns, question.system), question.images) for question in questions
+        ]
         return generator.answers(requests, images, max_new_tokens, batch_size)
 
     return predict

@@ -36,7 +36,14 @@ def model_fingerprint(model_dir: Path) -> str:
 def questions_fingerprint(questions: Sequence[Question]) -> str:
     """A name for what is asked, in order, and what is right."""
     asked = [
-        [question.id, question.images, [(turn.role, turn.text) for turn in question.turns], question.answer]
+        [
+            question.id,
+            question.images,
+            [(turn.role, turn.text) for turn in question.turns],
+            question.answer,
+            # Left out where there is none, as before there were any.
+            *([] if question.system is None else [question.system]),
+        ]
         for question in questions
     ]
     return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:_DIGITS]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchEncoding
 
-from megatron_sts.data import IMAGE_TOKEN, ImageReader, PixelCache, Turn
+from megatron_sts.data import IMAGE_TOKEN, ImageReader, PixelCache, Turn, adds_special_tokens, placed_images
 from megatron_sts.errors import ConfigError, ConversionError
 
 # Questions about one picture are spread over the batches; this many bytes of processed pictures are kept.
@@ -86,14 +86,14 @@ class Generator:
         self.model = model.to(self.device).eval()
         self.processor.tokenizer.padding_side = "left"
 
-    def prompt(self, turns: Sequence[Turn]) -> str:
-        """The prompt for the answer to the last of `turns`, in the model's own chat template."""
-        messages = []
+    def prompt(self, turns: Sequence[Turn], system: str | None = None) -> str:
+        """The prompt for the answer to the last of `turns`, in the model's own chat template.
+
+        system: system prompt of the conversation; None: that of the training.
+        """
+        messages = [] if system is None else [{"role": "system", "content": _parts(system)}]
         for turn in turns:
-            text = turn.text.replace(IMAGE_TOKEN, "").strip()
-            content: list[dict[str, str]] = [{"type": "image"}] * turn.text.count(IMAGE_TOKEN)
-            role = "user" if turn.role == "human" else "assistant"
-            messages.append({"role": role, "content": [*content, {"type": "text", "text": text}]})
+            messages.append({"role": "user" if turn.role == "human" else "assistant", "content": _parts(turn.text)})
         rendered: str = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return rendered
 
@@ -163,5 +163,21 @@ class Generator:
         return request.prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.model.config.image_seq_length)
 
     def _tokenize(self, texts: list[str], **options: object) -> BatchEncoding:
-        encoding: BatchEncoding = self.processor.tokenizer(texts, return_token_type_ids=False, **options)
+        tokenizer = self.processor.tokenizer
+        # Contract: `encode` decides so in training; the texts of one model all begin alike.
+        adds = not texts or adds_special_tokens(texts[0], tokenizer)
+        encoding: BatchEncoding = tokenizer(texts, return_token_type_ids=False, add_special_tokens=adds, **options)
         return encoding
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    """A text with `<image>` marks as the parts of a chat's message."""
+    parts: list[dict[str, str]] = []
+    rest = placed_images(text)
+    # Templates that are not ours set a line break of their own behind the pictures that come first.
+    while rest.startswith(IMAGE_TOKEN):
+        parts, rest = [*parts, {"type": "image"}], rest.removeprefix(IMAGE_TOKEN).lstrip()
+    for number, between in enumerate(rest.split(IMAGE_TOKEN)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": between}] if between else []
+    return parts

@@ -26,6 +26,8 @@ class Question:
     """Groups of questions that it counts in, beside all of them."""
     choices: int = 0
     """Options there are to choose from; 0: none are given."""
+    system: str | None = None
+    """System prompt of the conversation; None: the model's own."""
 
     @property
     def text(self) -> str:
@@ -108,7 +110,7 @@ def _from_conversations(path: Path) -> list[Question]:
                 before = sample.turns[:position]
                 shown = sum(earlier.text.count(IMAGE_TOKEN) for earlier in before)
                 name = f"{sample.id}-{position // 2}"
-                questions.append(Question(name, sample.images[:shown], before, turn.text))
+                questions.append(Question(name, sample.images[:shown], before, turn.text, system=sample.system))
     repeated = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
     if repeated:
         raise DataError(

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from megatron_sts.config import Architecture, LanguageArchitecture, read_run
+from megatron_sts.data import Template
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.card import model_card
 from megatron_sts.hf.checkpoint_writer import Advance
@@ -40,7 +41,7 @@ from megatron_sts.hf.names import (
     vision_shapes,
 )
 from megatron_sts.hf.output import check_output, written_beside
-from megatron_sts.hf.processor import build_processor, load_tokenizer, save_processor
+from megatron_sts.hf.processor import build_processor, load_tokenizer, save_processor, trained_template
 from megatron_sts.hf.report import REPORT_FILE, Kind, TensorReport, TensorRow
 from megatron_sts.hf.shards import ShardWriter, shard_bytes
 from megatron_sts.hf.training_checkpoint import TensorReader
@@ -112,7 +113,9 @@ def export_checkpoint(
     details = TensorReport(left_out=dict.fromkeys(unused, "which no LLaVA model has"))
     with written_beside(output) as directory:
         config.save_pretrained(directory)
-        _generation_config(loaded_tokenizer).save_pretrained(directory)
+        _generation_config(loaded_tokenizer, trained_template(loaded_tokenizer, run.recipe.stages)).save_pretrained(
+            directory
+        )
         save_processor(processor, directory)
         writer = ShardWriter(directory, largest_shard_bytes or shard_bytes(total))
         advance = start(total)
@@ -137,10 +140,15 @@ def export_checkpoint(
     )
 
 
-def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+def _generation_config(tokenizer: PreTrainedTokenizerBase, template: Template | None) -> GenerationConfig:
+    """Generation ends at the tokenizer's end of a sequence, and at the token that the template ends an answer with."""
+    ends = [tokenizer.eos_token_id]
+    if template is not None and template.stop is not None:
+        ends.append(tokenizer.convert_tokens_to_ids(template.stop))
+    ends = [end for end in dict.fromkeys(ends) if end is not None]
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends if len(ends) > 1 else tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
 

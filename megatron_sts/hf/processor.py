@@ -6,7 +6,15 @@ from pathlib import Path
 from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from megatron_sts.config import Architecture, StageConfig
-from megatron_sts.data import IMAGE_TOKEN, TEMPLATES, image_token_id, load_image_processor, pad_token_id
+from megatron_sts.data import (
+    IMAGE_TOKEN,
+    TEMPLATES,
+    Template,
+    find_template,
+    image_token_id,
+    load_image_processor,
+    pad_token_id,
+)
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.tokenizer import read_tokenizer
 
@@ -40,14 +48,16 @@ def build_processor(
     vision: Path | None,
     stages: Sequence[StageConfig],
 ) -> LlavaProcessor:
-    """The processor of a model. Its chat template is that of the last stage; without any, the tokenizer's own.
+    """The processor of a model. Its chat template and its padding of pictures are those of the last stage; without any,
+    the tokenizer's own, and none.
 
     Args:
         vision: directory with the preprocessor_config.json; None: the vision encoder's family decides.
     """
     sizes = architecture.vision
+    aspect_ratio = stages[-1].data.image_aspect_ratio if stages else "square"
     return LlavaProcessor(
-        image_processor=load_image_processor(vision, sizes.family, sizes.image_size),
+        image_processor=load_image_processor(vision, sizes.family, sizes.image_size, aspect_ratio),
         tokenizer=tokenizer,
         patch_size=sizes.patch_size,
         # CLIP puts a class token before the patches, which the strategy "default" drops again.
@@ -58,10 +68,18 @@ def build_processor(
     )
 
 
+def trained_template(tokenizer: PreTrainedTokenizerBase, stages: Sequence[StageConfig]) -> Template | None:
+    """The template of the last stage; None without any.
+
+    Raises DataError where it is the tokenizer's own, and this tokenizer has none.
+    """
+    return find_template(stages[-1].data.template, tokenizer) if stages else None
+
+
 def _chat_template(tokenizer: PreTrainedTokenizerBase, stages: Sequence[StageConfig]) -> str:
-    if stages:
-        data = stages[-1].data
-        return TEMPLATES[data.template].chat_template(data.system_prompt)
+    template = trained_template(tokenizer, stages)
+    if template is not None:
+        return template.chat_template(stages[-1].data.system_prompt)
     if isinstance(tokenizer.chat_template, str):
         return tokenizer.chat_template
     return TEMPLATES[_TEMPLATE_OF_AN_IMPORT].chat_template(None)

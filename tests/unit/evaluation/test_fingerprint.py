@@ -49,6 +49,7 @@ def test_questions_are_told_apart_by_what_is_asked_and_what_is_right() -> None:
         replace(question, id=2),
         replace(question, images=("b.png",)),
         replace(question, answer="three"),
+        replace(question, system="Be brief."),
         question.with_instruction("One word."),
     ]
     assert len({questions_fingerprint([one]) for one in changed}) == len(changed)
