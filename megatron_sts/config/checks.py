@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_sts.config.architecture_checks import architecture_problems, not_divisible
+from megatron_sts.config.compress_checks import check_compress
 from megatron_sts.config.recipe import Recipe, StageConfig
 from megatron_sts.config.skip_checks import check_skip
 from megatron_sts.errors import ConfigError
@@ -151,24 +152,6 @@ def check_batch(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
             stage.batch.global_size,
             f"stages.{stage.name}.batch.micro",
             stage.batch.micro,
-        )
-
-
-def check_compress(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
-    """One amount of visual tokens, and no more than there are."""
-    if stage.compress is None:
-        return
-    field, compress = f"stages.{stage.name}.compress", stage.compress
-    if compress.keep_ratio is not None and compress.keep_tokens is not None:
-        yield (
-            f"{field} gives both keep_ratio {compress.keep_ratio:g} and keep_tokens {compress.keep_tokens}; "
-            "give at most one of the two"
-        )
-    available = recipe.architecture.visual_tokens
-    if compress.keep_tokens is not None and compress.keep_tokens > available:
-        yield (
-            f"{field}.keep_tokens is {compress.keep_tokens}, but the tower yields {available} visual tokens "
-            f"per image; choose 1 to {available}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -204,22 +204,44 @@ class SkipConfig(ConfigModel):
     """Weights of a skipped layer in that step: left as they are, or moved by the optimiser's momentum and decay."""
 
 
+class KeepScheduleConfig(ConfigModel):
+    """How the share of the visual tokens that is kept moves over a stage."""
+
+    kind: Literal["constant", "linear", "cosine", "steps"] = "linear"
+    """constant: start; linear, cosine: from start to end; steps: each of values for the same part of the stage."""
+    start: float | None = Field(default=None, gt=0, le=1)
+    """Share at the first step; all kinds but steps."""
+    end: float | None = Field(default=None, gt=0, le=1)
+    """Share that the end of the stage approaches; linear and cosine."""
+    values: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Shares one after another; steps."""
+
+
 class CompressConfig(ConfigModel):
     """The Visual Token Compressor (arXiv 2509.18150): which visual tokens of an image are kept."""
 
-    strategy: Literal["uniform", "none"] = "uniform"
-    """uniform: evenly strided over the tokens; none: all are kept and the amounts below are unused."""
+    strategy: Literal["uniform", "random", "text_guided", "mean_pool", "none"] = "uniform"
+    """uniform: evenly strided over the tokens; random: a fresh subset in every step; text_guided: those most like the
+    words of the human turns; mean_pool: the mean of each window of patches; none: all, the amounts below are unused."""
     keep_ratio: float | None = Field(default=None, gt=0, le=1)
-    """Share of the visual tokens that is kept; 0.5 where keep_tokens is not given either."""
+    """Share of the visual tokens that is kept; 0.5 where neither keep_tokens nor schedule is given."""
     keep_tokens: int | None = Field(default=None, ge=1)
     """Visual tokens of an image that are kept, instead of keep_ratio."""
+    window: int | None = Field(default=None, ge=1)
+    """Side of a window of mean_pool, in patches; 2 where it is not given."""
+    schedule: KeepScheduleConfig | None = None
+    """Shares that change over the stage, instead of keep_ratio."""
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_keep_ratio(cls, values: Any) -> Any:
-        """Write the default ratio into the recipe, so that a resolved recipe says what was kept."""
-        amounts = ("keep_ratio", "keep_tokens")
-        if isinstance(values, dict) and all(values.get(amount) is None for amount in amounts):
+    def _fill_amount(cls, values: Any) -> Any:
+        """Write the default amount into the recipe, so that a resolved recipe says what was kept."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("strategy") == "mean_pool":
+            return values if values.get("window") is not None else {**values, "window": 2}
+        amounts = ("keep_ratio", "keep_tokens", "schedule")
+        if all(values.get(amount) is None for amount in amounts):
             return {**values, "keep_ratio": 0.5}
         return values
 

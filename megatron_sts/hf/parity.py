@@ -79,4 +79,6 @@ def _batch(inputs: Mapping[str, Tensor], image_token: int) -> Batch:
         image_rows=torch.zeros(1, dtype=torch.int64, device=device),
         image_starts=slots[:1],
         visual_tokens=len(slots),
+        image_samples=torch.zeros(1, 2, dtype=torch.int64, device=device),
+        guides=torch.zeros(1, 0, dtype=torch.int64, device=device),
     )

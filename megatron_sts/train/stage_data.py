@@ -69,7 +69,7 @@ class StageData:
             self.tokenizer,
             stage.data.system_prompt,
             stage.data.images,
-            StagePlanner(self._recipe, stage, 1, 1.0).plan(0).visual_tokens,
+            StagePlanner(self._recipe, stage, 1, 1.0).most_visual_tokens(),
             stage.data.max_tokens,
             stage.data.over_long,
         )
@@ -101,6 +101,7 @@ class StageData:
             length=shape.length,
             visual_tokens=plan.visual_tokens,
             layers_run=layers_run,
+            scored_tokens=plan.scored_tokens,
         )
 
     def batches(self, place: Place, first_step: int) -> Iterator[list[Batch] | None]:
@@ -132,6 +133,7 @@ class StageData:
             self.total_steps,
             stage.data.workers,
             _CACHED_PIXELS_BYTES,
+            guided=stage.compress is not None and stage.compress.strategy == "text_guided",
         )
         for step, raw in enumerate(loader, start=first_step):
             plan = self.planner.plan(step)

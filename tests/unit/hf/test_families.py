@@ -106,6 +106,8 @@ def _own_logits(model: MultimodalModel, tokens: list[int], pixels: Tensor) -> Te
         image_rows=torch.zeros(1, dtype=torch.int64),
         image_starts=torch.tensor([tokens.index(IMAGE_TOKEN_ID)]),
         visual_tokens=VISUAL_TOKENS,
+        image_samples=torch.zeros(1, 2, dtype=torch.int64),
+        guides=torch.zeros(1, 0, dtype=torch.int64),
     )
     model.eval().set_plan(full_plan(VISUAL_TOKENS))
     with torch.no_grad():
