@@ -6,6 +6,7 @@ from megatron_sts.config.checks import check_recipe, report
 from megatron_sts.config.init_directory import write_architecture
 from megatron_sts.config.load import load_architecture, load_recipe
 from megatron_sts.config.recipe import (
+    BadStepsConfig,
     BatchConfig,
     CheckpointConfig,
     CompressConfig,
@@ -14,12 +15,14 @@ from megatron_sts.config.recipe import (
     LearningRateConfig,
     LearningRateScheduleConfig,
     LoggingConfig,
+    LossSpikeConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     Recipe,
     SkipConfig,
     StageConfig,
+    StopAfterConfig,
 )
 from megatron_sts.config.resolved import difference, resolved_yaml
 from megatron_sts.config.run_directory import (
@@ -37,6 +40,7 @@ __all__ = [
     "METRICS_FILE",
     "RUN_FILE",
     "Architecture",
+    "BadStepsConfig",
     "BatchConfig",
     "CheckpointConfig",
     "CompressConfig",
@@ -46,6 +50,7 @@ __all__ = [
     "LearningRateConfig",
     "LearningRateScheduleConfig",
     "LoggingConfig",
+    "LossSpikeConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
@@ -54,6 +59,7 @@ __all__ = [
     "Run",
     "SkipConfig",
     "StageConfig",
+    "StopAfterConfig",
     "VisionArchitecture",
     "architecture_problems",
     "check_recipe",

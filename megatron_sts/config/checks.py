@@ -31,6 +31,12 @@ def check_not_in_this_version(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def check_stop_after(recipe: Recipe) -> Iterator[str]:
+    """A time limit is longer than nothing."""
+    if recipe.stop_after is not None and recipe.stop_after.seconds == 0:
+        yield "stop_after is 0 hours and 0 minutes, which no step fits in; give hours or minutes, or remove the key"
+
+
 def check_sequence_parallel(recipe: Recipe) -> Iterator[str]:
     """Sequence parallelism splits over tensor-parallel ranks."""
     if recipe.parallel.sequence_parallel and recipe.parallel.tensor == 1:
@@ -169,6 +175,7 @@ def check_max_tokens(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
 
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     check_not_in_this_version,
+    check_stop_after,
     check_sequence_parallel,
     check_tensor_split,
     check_pipeline_split,

@@ -99,6 +99,38 @@ class CheckpointConfig(ConfigModel):
     """How many checkpoints of a stage are kept."""
 
 
+class StopAfterConfig(ConfigModel):
+    """How long a run may take before it saves and stops, counted from the start of its process."""
+
+    hours: float = Field(default=0.0, ge=0)
+    """Hours; added to the minutes."""
+    minutes: float = Field(default=0.0, ge=0)
+    """Minutes; added to the hours."""
+
+    @property
+    def seconds(self) -> float:
+        """The whole time in seconds."""
+        return self.hours * 3600 + self.minutes * 60
+
+
+class BadStepsConfig(ConfigModel):
+    """Steps that are dropped because their loss or gradient is not to be trusted."""
+
+    stop_after_in_a_row: int = Field(default=10, ge=1)
+    """So many dropped steps in a row end the run: checkpoints of a broken run would only hide it."""
+
+
+class LossSpikeConfig(ConfigModel):
+    """Compares loss and gradient norm of each step, before its update, with those of the last good steps."""
+
+    sigma: float = Field(default=6.0, gt=0)
+    """Standard deviations above the mean that make a spike."""
+    window: int = Field(default=100, ge=2)
+    """Good steps that mean and deviation are taken over; nothing is a spike before there are so many."""
+    action: Literal["drop", "warn"] = "drop"
+    """drop: the step changes nothing; warn: it is written to bad_steps.jsonl and counts."""
+
+
 class LoggingConfig(ConfigModel):
     """Where the figures of a run go beside metrics.jsonl."""
 
@@ -290,6 +322,12 @@ class Recipe(ConfigModel):
     """When checkpoints are written and how many are kept."""
     logging: LoggingConfig = LoggingConfig()
     """Where the figures go beside metrics.jsonl."""
+    stop_after: StopAfterConfig | None = None
+    """When to save and stop by itself, before a scheduler does it; None: never."""
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    """How many dropped steps are borne."""
+    loss_spike: LossSpikeConfig | None = None
+    """Guard against sudden rises of loss or gradient; None: off."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in backward: none, those of the attention core, or whole layers."""
     stages: tuple[StageConfig, ...]

@@ -4,6 +4,7 @@ Where a run stands is the step alone: a loader that starts at step t gives what 
 from t on.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -152,5 +153,8 @@ def _unchanged(item: RawMicroBatch | MegatronStsError) -> RawMicroBatch | Megatr
 
 
 def _start_worker(worker: int) -> None:
+    # A signal that a scheduler sends to all processes is the training process's to heed: it saves first.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     # Many workers with many threads each would fight for the cores.
     torch.set_num_threads(1)

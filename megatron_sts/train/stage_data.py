@@ -85,6 +85,12 @@ class StageData:
             tokens=int(lengths.sum()),
         )
 
+    def sample_ids(self, step: int, micro_batch: int) -> list[str]:
+        """Ids of the samples in one micro-batch, by its number in the global batch, of a 0-based step."""
+        micro = self._stage.batch.micro
+        indices = self.sampler.samples_of_step(step)[micro_batch * micro : (micro_batch + 1) * micro]
+        return [self.samples[index].id for index in indices]
+
     def flops(self, plan: StepPlan) -> tuple[StepFlops, StepFlops]:
         """(executed, dense) FLOPs of a step; dense is the same samples with every layer and visual token."""
         layers = self._recipe.architecture.language.layers

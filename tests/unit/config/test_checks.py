@@ -73,6 +73,7 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["parallel.context is 2", "context parallelism is not in this version", "parallel.context: 1"],
     ),
     ("check_not_in_this_version", ["precision=fp8"], ["precision is 'fp8'", "Transformer Engine", "bf16"]),
+    ("check_stop_after", ["stop_after={hours: 0}"], ["stop_after is 0 hours and 0 minutes", "remove the key"]),
     (
         "check_sequence_parallel",
         ["parallel.sequence_parallel=true"],
