@@ -4,7 +4,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_sts.config.architecture import Architecture, ConfigModel
 from megatron_sts.config.suggestion import suggestion
@@ -247,6 +247,12 @@ class KeepScheduleConfig(ConfigModel):
     """Share that the end of the stage approaches; linear and cosine."""
     values: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     """Shares one after another; steps."""
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _list_as_tuple(cls, values: Any) -> Any:
+        """Behind the validator of CompressConfig a list is no longer JSON, and strict pydantic would refuse it."""
+        return tuple(values) if isinstance(values, list) else values
 
 
 class CompressConfig(ConfigModel):
