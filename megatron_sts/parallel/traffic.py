@@ -29,11 +29,11 @@ def count_traffic() -> Iterator[Counter[str]]:
         sent["all_gather_into_tensor"] += own.nbytes * (group.size() - 1)
         return gather(output, own, group=group)
 
-    def counted_reduce(tensor: Tensor, *arguments: Any, group: Any) -> Any:
+    def counted_reduce(tensor: Tensor, *, group: Any) -> Any:
         sent["all_reduce"] += 2 * tensor.nbytes * (group.size() - 1) // group.size()
-        return reduce(tensor, *arguments, group=group)
+        return reduce(tensor, group=group)
 
-    wrapped = {
+    wrapped: dict[str, Any] = {
         "all_to_all_single": counted_all_to_all,
         "all_gather_into_tensor": counted_gather,
         "all_reduce": counted_reduce,

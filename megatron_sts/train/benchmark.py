@@ -134,7 +134,7 @@ class Stepper:
         size = self._recipe.architecture.vision.image_size
         image_token = self._recipe.architecture.language.vocabulary_size - 1
         for _ in range(self._micro_batches):
-            items = []
+            items: list[RawItem] = []
             for _ in range(self._stage.batch.micro):
                 text = torch.randint(0, image_token, (self._text_tokens,), generator=self._generator).tolist()
                 images = [image_token] * self._images

@@ -60,7 +60,7 @@ def measure_compression(recipe: Recipe, stage_name: str, total_steps: int, repea
     for repeat in range(repeats + 1):
         for name, way in ways.items():
             model.visual = way
-            found = (_slowest(lambda project=projections[name]: project().sum().backward()), stepper.time(plan)[0])
+            found = (_slowest(projections[name]), stepper.time(plan)[0])
             if repeat:
                 # The first of each warms up.
                 projector[name].append(found[0])
@@ -108,12 +108,12 @@ def _least_bytes(batch: Batch, plan: StepPlan, way: VisualTokens) -> int:
     return moved * weight.size(1) * weight.element_size()
 
 
-def _slowest(run: Callable[[], None]) -> float:
-    """Seconds on the slowest rank."""
+def _slowest(run: Callable[[], Tensor]) -> float:
+    """Seconds of a forward and a backward pass on the slowest rank."""
     synchronize()
     dist.barrier()
     began = time.perf_counter()
-    run()
+    run().sum().backward()
     synchronize()
     seconds = torch.tensor(time.perf_counter() - began, device=torch.cuda.current_device())
     dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
