@@ -21,7 +21,7 @@ def test_bytes_of_both_ways_by_hand(tmp_path):
     )
     one, other = run_ranks(2, _measure, recipe)
     assert one == other
-    # Two pictures, one a rank, 4 of 16 tokens kept, width 16 in fp32; sequences of 6 in chunks of 3 hold slots 0 to 2 of
+    # Two pictures, one a rank, 4 of 16 tokens kept, width 16 in fp32; chunks of 3 positions of 6 hold slots 0 to 2 of
     # each picture on the first rank: that sends 1 token and receives 3.
     assert one["bytes_by_collective"] == {
         "ours": {"all_to_all_single": 4 * 16 * 4},
