@@ -78,7 +78,7 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         if self._world_size > 1:
-            store = _get_default_store().clone()
+            store = _get_default_store().clone()  # type: ignore[attr-defined]
             store.set_timeout(timedelta(seconds=max(1.0, self._interval)))
             self._store = dist.PrefixStore(_PREFIX, store)
             # Before the first step: a rank that is lost at once has been seen.
@@ -147,6 +147,9 @@ class Watchdog:
                 self._signs[rank] = (sign, now)
 
     def _end_where_nothing_moves(self) -> None:
+        if self._state != "runs":
+            # The main thread is about to end by itself, and knows better where it waited.
+            return
         silent = {rank: age for rank, age in self._silence().items() if age > self._timeout}
         stands = time.monotonic() - self._stands_still_since
         waits, where = _place_in_code(sys._current_frames().get(self._main) if self._main is not None else None)

@@ -49,8 +49,10 @@ def test_lost_rank_is_named_by_the_survivors(tmp_path, kind, number, lost):
     output = _lose(tmp_path, kind, kill_with(number), lost)
     place = LAYOUTS[kind][1] if lost else "tensor 0, pipeline 0, data 0"
     assert f"error: rank {lost} ({place}) has not answered for " in output
-    assert "last seen: align step " in output
-    assert f"rank {1 - lost} (" in output and "waits for it in " in output
+    assert "(last seen: " in output
+    assert f"rank {1 - lost} (" in output
+    # A dead neighbour fails the collective; a silent one may be noticed in the midst of it, by either thread.
+    assert "waits for it in torch.distributed." in output or "waits for it in megatron.core." in output
 
 
 def _sleep_for_ever() -> None:

@@ -56,6 +56,7 @@ def _three_steps_the_last_spoiled(recipe: Recipe, factor: float) -> tuple[Any, b
     return result.judgement, unchanged
 
 
+@pytest.mark.fault("NaN in one micro-batch on one rank (DP2, PP2, TP2; fp32, bf16): dropped, state unchanged")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -87,6 +88,7 @@ def _three_steps_the_last_steep(recipe: Recipe) -> tuple[Any, bool]:
         return _three_steps_the_last_spoiled(recipe, 1.0)
 
 
+@pytest.mark.fault("a gradient 10 deviations above the others on one rank: dropped, or warned of")
 @pytest.mark.parametrize("action", ["drop", "warn"])
 def test_gradient_far_above_the_earlier_ones_is_a_spike(tmp_path, action):
     recipe = tiny_recipe(tmp_path, loss_spike={"sigma": 10, "window": 2, "action": action})
@@ -108,6 +110,7 @@ def _train_spoiled(recipe: Recipe, picture: float) -> None:
         stages.train(recipe)
 
 
+@pytest.mark.fault("Inf in step after step: the run ends, rank, micro-batch and samples named")
 def test_too_many_bad_steps_end_the_run_with_a_report_of_rank_and_samples(tmp_path):
     recipe = tiny_recipe(tmp_path, bad_steps={"stop_after_in_a_row": 2})
     with pytest.raises(RankFailed, match="2 steps in a row were dropped, up to step 3") as failure:
@@ -123,6 +126,7 @@ def test_too_many_bad_steps_end_the_run_with_a_report_of_rank_and_samples(tmp_pa
     assert [line["step"] for line in _metrics(recipe)] == [1, 2, 3]
 
 
+@pytest.mark.fault("spike guard over a resume: the same steps dropped", everything=True)
 def test_spike_guard_is_the_same_after_a_resume(tmp_path):
     settings = {"loss_spike": {"sigma": 0.5, "window": 2}, "checkpoint": {"every_steps": 3, "keep_last": 9}}
     recipe = tiny_recipe(tmp_path, **settings, tune__steps=8)
