@@ -322,6 +322,9 @@ class Recipe(ConfigModel):
     """Seed of fresh weights, of the data's order and of every draw."""
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
     """Precision of the computation; the optimiser's weights are fp32."""
+    fp8_recipe: Literal["tensorwise", "delayed", "blockwise"] = "tensorwise"
+    """How FP8 products are scaled, under precision fp8: by each tensor's own largest value, by those of earlier steps,
+    or block by block."""
     parallel: ParallelConfig = ParallelConfig()
     """How the model is spread over the ranks."""
     model: ModelConfig

@@ -97,7 +97,7 @@ class Stepper:
 
     def length(self, plan: StepPlan) -> int:
         """Padded sequence length of a step."""
-        return padded_length(self._text_tokens + self._images * plan.visual_tokens, self._recipe.parallel)
+        return padded_length(self._text_tokens + self._images * plan.visual_tokens, self._recipe)
 
     def flops(self, plan: StepPlan) -> float:
         """FLOPs that a step executes, over the global batch."""
