@@ -2,6 +2,7 @@
 
 from megatron_sts.config.architecture import Architecture, LanguageArchitecture, RotaryScaling, VisionArchitecture
 from megatron_sts.config.architecture_checks import architecture_problems
+from megatron_sts.config.checkpoint_listing import ListedCheckpoint, list_checkpoints, prune
 from megatron_sts.config.checks import check_recipe, report
 from megatron_sts.config.init_directory import write_architecture
 from megatron_sts.config.load import load_architecture, load_recipe
@@ -66,6 +67,7 @@ __all__ = [
     "LanguageArchitecture",
     "LearningRateConfig",
     "LearningRateScheduleConfig",
+    "ListedCheckpoint",
     "LoggingConfig",
     "LossSpikeConfig",
     "ModelConfig",
@@ -87,12 +89,14 @@ __all__ = [
     "difference",
     "entries_of",
     "files_of",
+    "list_checkpoints",
     "load_architecture",
     "load_recipe",
     "newest_run",
     "outdated",
     "probability_problem",
     "problems_of",
+    "prune",
     "read_manifest",
     "read_run",
     "report",

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_sts.model.attention import CausalAttention
-from megatron_sts.model.packing import packed_parameters
 
 LENGTH, BATCH, HEADS, SIZE = 5, 2, 4, 3
 
@@ -39,7 +39,8 @@ def test_packed_samples_attend_to_themselves_alone():
     lengths = (3, 1, 4)
     query = torch.randn(sum(lengths), HEADS, SIZE, generator=generator)
     key, value = (torch.randn(sum(lengths), 2, SIZE, generator=generator) for _ in range(2))
-    packed = core()(query, key, value, None, packed_seq_params=packed_parameters(lengths))
+    row = PackedSeqParams(qkv_format="thd", cu_seqlens_q=torch.tensor([0, 3, 4, 8], dtype=torch.int32))
+    packed = core()(query, key, value, None, packed_seq_params=row)
     start = 0
     for length in lengths:
         own = slice(start, start + length)
