@@ -355,7 +355,7 @@ def test_a_path_too_long_for_the_system_is_a_missing_file(refused: Callable[...,
 
 
 def test_a_recipe_built_in_code_is_checked_too(recipe_values: dict[str, Any]) -> None:
-    recipe_values["parallel"] = {"context": 2}
+    recipe_values["parallel"] = {"sequence_parallel": True}
     recipe = Recipe.model_validate(recipe_values)
-    with pytest.raises(ConfigError, match=r"the recipe cannot be used:\n  - parallel\.context is 2"):
+    with pytest.raises(ConfigError, match=r"the recipe cannot be used:\n  - parallel\.sequence_parallel is true"):
         check_recipe(recipe, check_files=False)
