@@ -19,7 +19,8 @@ from megatron_sts.model.projector import Projector
 from megatron_sts.model.skippable_layer import hand_down_plan
 from megatron_sts.model.vision import VisionTower
 from megatron_sts.model.visual_tokens import VisualTokens
-from megatron_sts.parallel.sequence import own_ranges, take
+from megatron_sts.parallel.chunk import take
+from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
 
 

@@ -2,9 +2,6 @@
 
 import math
 
-import torch
-from torch import Tensor
-
 from megatron_sts.config import Recipe
 
 _FP8_ROWS = {"tensorwise": 16, "delayed": 16, "blockwise": 128}
@@ -55,10 +52,3 @@ def own_ranges(
             own.append((start + low, start + high))
         passed += end - start
     return tuple(own)
-
-
-def take(rows: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
-    """[b, s] -> the positions of the ranges, one after another, [b, sum of their lengths]."""
-    if ranges == ((0, rows.size(1)),):
-        return rows
-    return torch.cat([rows[:, start:end] for start, end in ranges], dim=1)

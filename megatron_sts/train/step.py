@@ -15,8 +15,9 @@ from megatron_sts.data import IGNORED_LABEL, Batch
 from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.skippable_layer import parameters_of_skipped
+from megatron_sts.parallel.chunk import take
 from megatron_sts.parallel.groups import Place
-from megatron_sts.parallel.sequence import own_ranges, take
+from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.bad_steps import Judgement, StepJudge
 from megatron_sts.train.optimizer import StageOptimizer
