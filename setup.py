@@ -43,19 +43,23 @@ setup(
         # of GPU vendors carry torch as a pre-release (2.10.0a0+...), which is older than 2.10 in pip's order.
         "torch>=2.10.0a0",
         "megatron-core>=0.16.1",
-        "transformers>=5.0,<6",
+        # CVE-2026-4372: before 5.3.0 a model's config.json could run code, trust_remote_code or not.
+        "transformers>=5.3,<6",
         "tokenizers",
         "sentencepiece",
         # transformers reads a sentencepiece model with it.
-        "protobuf",
+        # CVE-2025-4565, CVE-2026-0994: nested input ends the process (6.33.5 mends both).
+        "protobuf>=6.33.5",
         # transformers renders chat templates with it.
-        "jinja2",
+        # CVE-2025-27516: before 3.1.6 a template could leave the sandbox and run code.
+        "jinja2>=3.1.6",
         "safetensors",
         "pydantic>=2",
         "omegaconf>=2.3",
         "numpy",
         "packaging",
-        "Pillow",
+        # CVE-2026-25990, CVE-2026-54058: before 12.1.1 and 12.3.0 a crafted picture wrote or read out of bounds.
+        "Pillow>=12.3",
         "rich",
         "tensorboard",
         "matplotlib",

@@ -19,3 +19,7 @@ class CheckpointError(MegatronStsError):
 
 class ConversionError(MegatronStsError):
     """A model cannot be converted from or to the Hugging Face format."""
+
+
+class TrainingError(MegatronStsError):
+    """Training cannot go on: too many bad steps in a row, or a rank that was lost."""

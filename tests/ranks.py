@@ -9,10 +9,12 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,58 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
                 process.join()
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a rank ended: exit code (minus the number of the signal that ended it), what it wrote, after how long."""
+
+    code: int
+    output: str
+    seconds: float
+
+
+def run_until_ended(
+    world_size: int, function: Callable[..., int], *arguments: Any, timeout: float = 60.0, left: tuple[int, ...] = ()
+) -> list[Ended]:
+    """Call `function(*arguments)`, which returns an exit code, on each rank, and see how each ends.
+
+    left: ranks that nobody waits for, as one that was stopped for good; they are killed in the end.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [Path(directory) / f"rank{rank}" for rank in range(world_size)]
+        began = time.monotonic()
+        processes = []
+        for rank in range(world_size):
+            call = (_noted, (outputs[rank], function, arguments))
+            processes.append(
+                _FORK.Process(target=_rank, args=(rank, world_size, str(Path(directory) / "store"), None, *call))
+            )
+            processes[-1].start()
+        try:
+            seconds = []
+            for rank, process in enumerate(processes):
+                process.join(0 if rank in left else max(0.0, began + timeout - time.monotonic()))
+                seconds.append(time.monotonic() - began)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.join()
+        return [
+            Ended(process.exitcode, output.read_text() if output.exists() else "", taken)
+            for process, output, taken in zip(processes, outputs, seconds, strict=True)
+        ]
+
+
+def _noted(output: Path, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+    with output.open("w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        try:
+            return function(*arguments)
+        except BaseException:
+            traceback.print_exc(file=file)
+            return 1
+
+
 def _collect(pipes: list[Any], processes: list[Any], deadline: float) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(pipes):
@@ -86,8 +140,13 @@ def _rank(
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
     try:
         dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
-        sender.send((None, function(*arguments)))
+        result = function(*arguments)
+        if sender is None:
+            os._exit(result)
+        sender.send((None, result))
     except BaseException:
+        if sender is None:
+            os._exit(1)
         sender.send((traceback.format_exc(), None))
     sender.close()
     # Without the interpreter's end: it would wait for gloo's threads.

@@ -1,6 +1,7 @@
 """Times ways to train a stage side by side in one run.
 
 python tools/benchmark.py --config RECIPE.yaml --compare dense,sts [--stage NAME] [key.sub=value ...]
+python tools/benchmark.py --config RECIPE.yaml --suite compression [--stage NAME] [key.sub=value ...]
 
 Starts its own ranks as the recipe's layout asks. One json object on standard output, talk on standard error.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from megatron_sts.config import Recipe, check_world, load_recipe
 from megatron_sts.errors import ConfigError, MegatronStsError
-from megatron_sts.train.comparison import Comparison, check_comparison, table
+from megatron_sts.train.comparison import Comparison, check_comparison, check_compression, compression_table, table
 from megatron_sts.versions import check_versions
 
 # What the ranks are started with in place of an option: where rank 0 leaves the result.
@@ -27,8 +28,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
-    parser.add_argument(
-        "--compare", required=True, help="ways to train, dense among them: dense,sts,balanced,independent"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--compare", help="ways to train, dense among them: dense,sts,balanced,independent")
+    what.add_argument(
+        "--suite",
+        choices=["compression"],
+        help="compression: bytes and time of visual tokens under sequence parallelism, against gathering them all",
     )
     parser.add_argument("--stage", help="training stage (default: the last one that skips or compresses)")
     parser.add_argument("--data-parallel", type=int, default=1, help="data-parallel ranks (default 1)")
@@ -61,9 +66,21 @@ def comparison_of(recipe: Recipe, options: argparse.Namespace) -> Comparison:
     sparse = [stage.name for stage in recipe.stages if stage.skip is not None or stage.compress is not None]
     if options.stage is None and not sparse:
         raise ConfigError("no stage of the recipe skips or compresses: dense has nothing to be compared with")
+    if options.suite == "compression":
+        return compression_suite(recipe, options)
     ways = tuple(options.compare.split(","))
     comparison = Comparison(options.stage or sparse[-1], ways, options.plans, options.repeats, options.warm_up)
     check_comparison(comparison, recipe)
+    return comparison
+
+
+def compression_suite(recipe: Recipe, options: argparse.Namespace) -> Comparison:
+    """What the compression suite measures: one stage, its own way; ConfigError where the recipe does not fit."""
+    compressing = [stage.name for stage in recipe.stages if stage.compress is not None]
+    if options.stage is None and not compressing:
+        raise ConfigError("no stage of the recipe compresses: there is nothing to measure")
+    comparison = Comparison(options.stage or compressing[-1], ("sts",), repeats=options.repeats)
+    check_compression(comparison, recipe)
     return comparison
 
 
@@ -89,7 +106,7 @@ def start_ranks(recipe: Recipe, options: argparse.Namespace, arguments: list[str
             print("error: the ranks did not end well, see above", file=sys.stderr)
             return done.returncode or 1
         text = result.read_text()
-    print(table(json.loads(text)), file=sys.stderr)
+    print((compression_table if options.suite else table)(json.loads(text)), file=sys.stderr)
     print(text)
     if options.output is not None:
         options.output.write_text(text + "\n")
@@ -100,6 +117,7 @@ def run_rank(recipe: Recipe, options: argparse.Namespace) -> None:
     """This rank's part of the measurement."""
     from megatron_sts.parallel.groups import stop_groups
     from megatron_sts.train.benchmark import compare
+    from megatron_sts.train.compression_benchmark import measure_compression
 
     speaks = os.environ["RANK"] == "0"
 
@@ -107,7 +125,12 @@ def run_rank(recipe: Recipe, options: argparse.Namespace) -> None:
         if speaks:
             print(text, file=sys.stderr, flush=True)
 
-    result = compare(recipe, comparison_of(recipe, options), say)
+    comparison = comparison_of(recipe, options)
+    if options.suite == "compression":
+        total_steps = comparison.total_steps(recipe)
+        result = measure_compression(recipe, comparison.stage, total_steps, comparison.repeats, say)
+    else:
+        result = compare(recipe, comparison, say)
     if speaks:
         Path(os.environ[_RESULT]).write_text(json.dumps(result, indent=2))
     stop_groups()

@@ -11,7 +11,7 @@ from megatron_sts.versions import check_versions
 
 
 def main() -> int:
-    """Parse, train, print; 2 on an error of the user's."""
+    """Parse, train, print; 2 on an error of the user's, 75 where the run stopped early and can be resumed."""
     parser = argparse.ArgumentParser(description="Train a LLaVA-style model with the Sparse Training Scheme.")
     parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
     parser.add_argument("--stage", metavar="NAME", help="train this stage alone")
@@ -26,8 +26,10 @@ def main() -> int:
             print(f"{resolved_yaml(found.recipe)}\n{forecast_text(found)}")
         else:
             from megatron_sts.train.stages import train
+            from megatron_sts.train.stopping import STOPPED
 
-            train(recipe, arguments.stage)
+            if train(recipe, arguments.stage):
+                return STOPPED
     except MegatronStsError as error:
         # Every rank meets a mistake in the recipe or a checkpoint; a bad picture may be one rank's alone.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):

@@ -1,20 +1,26 @@
 """torchrun for one node of several, with what is needed to find out why a run ended.
 
 It ends with the exit code of the rank that failed first (torchrun's own is 1 whatever happened), shows the end of what
-that rank wrote, and where an error names the address of another node, says which node and ranks that is.
+that rank wrote, and where an error names the address of another node, says which node and ranks that is. SIGTERM and
+SIGUSR1 are handed to the ranks, which save and stop, for as long as that takes (torchrun would kill them after 30 s).
 """
 
 import argparse
+import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
+from types import FrameType
 
 import psutil
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
+# Contract: megatron_sts/train/stopping.py ends ranks that stopped early and saved with this code.
+STOPPED = 75
 NODE_FILE = "addresses"
 LAST_LINES = 20
 ADDRESS = re.compile(r"\d+(?:\.\d+){3}|[0-9a-fA-F]*:[0-9a-fA-F:]+")
@@ -26,11 +32,18 @@ def main() -> int:
     # Contract: examples/launch/torchrun.sh gives every node the directory node_RANK beside the others'.
     directory = Path(arguments.log_dir)
     note_node(directory, arguments)
+    # torchrun's own handling of these signals would end the ranks.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, hand_on)
     try:
         run(arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        if code == STOPPED:
+            print("stopped before the end, and saved; the same command goes on", file=sys.stderr)
+            return code
         lines = [f"error: rank {rank} ended with exit code {code}", *explain(directory, failure.local_rank)]
         print(*lines, sep="\n", file=sys.stderr)
         return code
@@ -38,6 +51,22 @@ def main() -> int:
         print(f"error: ended by {error.sigval.name}", file=sys.stderr)
         return 128 + error.sigval
     return 0
+
+
+def hand_on(number: int, frame: FrameType | None) -> None:
+    """Hand a first signal on to this node's ranks; a second one, or one before they run, ends them and this agent."""
+    for other in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(other, end)
+    ranks = psutil.Process().children()
+    if not ranks:
+        end(number, frame)
+    for rank in ranks:
+        rank.send_signal(number)
+
+
+def end(number: int, frame: FrameType | None) -> None:
+    """What torchrun does on a signal: its exception ends the ranks."""
+    raise SignalException(f"ended by signal {number}", sigval=signal.Signals(number))
 
 
 def note_node(directory: Path, arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_sts.config.architecture_checks import architecture_problems, not_divisible
+from megatron_sts.config.compress_checks import check_compress
 from megatron_sts.config.recipe import Recipe, StageConfig
 from megatron_sts.config.skip_checks import check_skip
 from megatron_sts.errors import ConfigError
@@ -28,6 +29,12 @@ def check_not_in_this_version(recipe: Recipe) -> Iterator[str]:
             "precision is 'fp8', but FP8 needs Transformer Engine layers, which this version does not build "
             "(it would silently run in bf16); set precision: bf16"
         )
+
+
+def check_stop_after(recipe: Recipe) -> Iterator[str]:
+    """A time limit is longer than nothing."""
+    if recipe.stop_after is not None and recipe.stop_after.seconds == 0:
+        yield "stop_after is 0 hours and 0 minutes, which no step fits in; give hours or minutes, or remove the key"
 
 
 def check_sequence_parallel(recipe: Recipe) -> Iterator[str]:
@@ -154,24 +161,6 @@ def check_batch(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
         )
 
 
-def check_compress(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
-    """One amount of visual tokens, and no more than there are."""
-    if stage.compress is None:
-        return
-    field, compress = f"stages.{stage.name}.compress", stage.compress
-    if compress.keep_ratio is not None and compress.keep_tokens is not None:
-        yield (
-            f"{field} gives both keep_ratio {compress.keep_ratio:g} and keep_tokens {compress.keep_tokens}; "
-            "give at most one of the two"
-        )
-    available = recipe.architecture.visual_tokens
-    if compress.keep_tokens is not None and compress.keep_tokens > available:
-        yield (
-            f"{field}.keep_tokens is {compress.keep_tokens}, but the tower yields {available} visual tokens "
-            f"per image; choose 1 to {available}"
-        )
-
-
 def check_max_tokens(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
     """A sequence fits into the positions and the attention window of the language model."""
     language = recipe.architecture.language
@@ -186,6 +175,7 @@ def check_max_tokens(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
 
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     check_not_in_this_version,
+    check_stop_after,
     check_sequence_parallel,
     check_tensor_split,
     check_pipeline_split,

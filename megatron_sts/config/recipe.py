@@ -2,9 +2,9 @@
 
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_sts.config.architecture import Architecture, ConfigModel
 from megatron_sts.config.suggestion import suggestion
@@ -97,6 +97,38 @@ class CheckpointConfig(ConfigModel):
     """Steps between two checkpoints; None: only at the end of a stage."""
     keep_last: int = Field(default=2, ge=1)
     """How many checkpoints of a stage are kept."""
+
+
+class StopAfterConfig(ConfigModel):
+    """How long a run may take before it saves and stops, counted from the start of its process."""
+
+    hours: float = Field(default=0.0, ge=0)
+    """Hours; added to the minutes."""
+    minutes: float = Field(default=0.0, ge=0)
+    """Minutes; added to the hours."""
+
+    @property
+    def seconds(self) -> float:
+        """The whole time in seconds."""
+        return self.hours * 3600 + self.minutes * 60
+
+
+class BadStepsConfig(ConfigModel):
+    """Steps that are dropped because their loss or gradient is not to be trusted."""
+
+    stop_after_in_a_row: int = Field(default=10, ge=1)
+    """So many dropped steps in a row end the run: checkpoints of a broken run would only hide it."""
+
+
+class LossSpikeConfig(ConfigModel):
+    """Compares loss and gradient norm of each step, before its update, with those of the last good steps."""
+
+    sigma: float = Field(default=6.0, gt=0)
+    """Standard deviations above the mean that make a spike."""
+    window: int = Field(default=100, ge=2)
+    """Good steps that mean and deviation are taken over; nothing is a spike before there are so many."""
+    action: Literal["drop", "warn"] = "drop"
+    """drop: the step changes nothing; warn: it is written to bad_steps.jsonl and counts."""
 
 
 class LoggingConfig(ConfigModel):
@@ -204,22 +236,50 @@ class SkipConfig(ConfigModel):
     """Weights of a skipped layer in that step: left as they are, or moved by the optimiser's momentum and decay."""
 
 
+class KeepScheduleConfig(ConfigModel):
+    """How the share of the visual tokens that is kept moves over a stage."""
+
+    kind: Literal["constant", "linear", "cosine", "steps"] = "linear"
+    """constant: start; linear, cosine: from start to end; steps: each of values for the same part of the stage."""
+    start: float | None = Field(default=None, gt=0, le=1)
+    """Share at the first step; all kinds but steps."""
+    end: float | None = Field(default=None, gt=0, le=1)
+    """Share that the end of the stage approaches; linear and cosine."""
+    values: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Shares one after another; steps."""
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _list_as_tuple(cls, values: Any) -> Any:
+        """Behind the validator of CompressConfig a list is no longer JSON, and strict pydantic would refuse it."""
+        return tuple(values) if isinstance(values, list) else values
+
+
 class CompressConfig(ConfigModel):
     """The Visual Token Compressor (arXiv 2509.18150): which visual tokens of an image are kept."""
 
-    strategy: Literal["uniform", "none"] = "uniform"
-    """uniform: evenly strided over the tokens; none: all are kept and the amounts below are unused."""
+    strategy: Literal["uniform", "random", "text_guided", "mean_pool", "none"] = "uniform"
+    """uniform: evenly strided over the tokens; random: a fresh subset in every step; text_guided: those most like the
+    words of the human turns; mean_pool: the mean of each window of patches; none: all, the amounts below are unused."""
     keep_ratio: float | None = Field(default=None, gt=0, le=1)
-    """Share of the visual tokens that is kept; 0.5 where keep_tokens is not given either."""
+    """Share of the visual tokens that is kept; 0.5 where neither keep_tokens nor schedule is given."""
     keep_tokens: int | None = Field(default=None, ge=1)
     """Visual tokens of an image that are kept, instead of keep_ratio."""
+    window: int | None = Field(default=None, ge=1)
+    """Side of a window of mean_pool, in patches; 2 where it is not given."""
+    schedule: KeepScheduleConfig | None = None
+    """Shares that change over the stage, instead of keep_ratio."""
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_keep_ratio(cls, values: Any) -> Any:
-        """Write the default ratio into the recipe, so that a resolved recipe says what was kept."""
-        amounts = ("keep_ratio", "keep_tokens")
-        if isinstance(values, dict) and all(values.get(amount) is None for amount in amounts):
+    def _fill_amount(cls, values: Any) -> Any:
+        """Write the default amount into the recipe, so that a resolved recipe says what was kept."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("strategy") == "mean_pool":
+            return values if values.get("window") is not None else {**values, "window": 2}
+        amounts = ("keep_ratio", "keep_tokens", "schedule")
+        if all(values.get(amount) is None for amount in amounts):
             return {**values, "keep_ratio": 0.5}
         return values
 
@@ -258,6 +318,9 @@ class Recipe(ConfigModel):
     """Seed of fresh weights, of the data's order and of every draw."""
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
     """Precision of the computation; the optimiser's weights are fp32."""
+    fp8_recipe: Literal["tensorwise", "delayed", "blockwise"] = "tensorwise"
+    """How FP8 products are scaled, under precision fp8: by each tensor's own largest value, by those of earlier steps,
+    or block by block."""
     parallel: ParallelConfig = ParallelConfig()
     """How the model is spread over the ranks."""
     model: ModelConfig
@@ -268,6 +331,12 @@ class Recipe(ConfigModel):
     """When checkpoints are written and how many are kept."""
     logging: LoggingConfig = LoggingConfig()
     """Where the figures go beside metrics.jsonl."""
+    stop_after: StopAfterConfig | None = None
+    """When to save and stop by itself, before a scheduler does it; None: never."""
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    """How many dropped steps are borne."""
+    loss_spike: LossSpikeConfig | None = None
+    """Guard against sudden rises of loss or gradient; None: off."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in backward: none, those of the attention core, or whole layers."""
     stages: tuple[StageConfig, ...]

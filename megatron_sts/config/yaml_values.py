@@ -1,6 +1,7 @@
 """Plain values from YAML text by OmegaConf, for its numbers (1e-3 is one) and its `${…}` interpolation."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,17 @@ def parse_value(text: str) -> Any:
 
 
 def resolve(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """The values with every `${…}` filled in; ConfigError where one leads nowhere or a value is `???`."""
+    """The values with every `${…}` filled in; ConfigError where one leads nowhere or a value is `???`.
+
+    `${key}` takes another value of the file. `${function:…}` is refused: such a one reads the environment, whose
+    secrets would go into checkpoints and model cards with the resolved recipe.
+    """
+    called = next((text for text in _texts(values) if _calls_function(text)), None)
+    if called is not None:
+        raise ConfigError(
+            f"{source} holds '{called}', which calls a function, such as for a variable of the environment; write the "
+            "value itself, or give it by override: key.sub=value"
+        )
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(values), resolve=True, throw_on_missing=True)
     except Exception as error:
@@ -47,6 +58,26 @@ def resolve(values: dict[str, Any], source: str) -> dict[str, Any]:
         raise ConfigError(f"{where} cannot be resolved: {_first_line(error)}; correct it") from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(entry)
+
+
+def _calls_function(text: str) -> bool:
+    """Whether a colon stands inside `${…}`."""
+    depth = 0
+    for before, character in zip(" " + text, text, strict=False):
+        if character == "{" and before == "$":
+            depth += 1
+        elif character == "}" and depth:
+            depth -= 1
+        elif character == ":" and depth:
+            return True
+    return False
 
 
 def _first_line(error: Exception) -> str:

@@ -14,18 +14,19 @@ LLaVA json / jsonl
     |  images          decoded and processed pixels                 pictures, images, pixel_cache
     |  loader          the above, micro-batch by micro-batch
     v
-  raw micro-batch      list of (Encoded, pixels)
+  raw micro-batch      list of RawItem: Encoded, pixels, number of the sample, words to choose visual tokens by
     |  collate         image slots expanded, labels shifted, padded to the step's length
     v
   Batch
 """
 
-from megatron_sts.data.collate import Batch, RawItem, collate
+from megatron_sts.data.collate import NO_TOKEN, Batch, RawItem, collate
 from megatron_sts.data.encode import (
     IGNORED_LABEL,
     Encoded,
     adds_special_tokens,
     encode,
+    encode_guide,
     image_token_id,
     pad_token_id,
 )
@@ -44,6 +45,7 @@ from megatron_sts.data.tokenizer import load_tokenizer
 __all__ = [
     "IGNORED_LABEL",
     "IMAGE_TOKEN",
+    "NO_TOKEN",
     "TEMPLATES",
     "BadRecord",
     "Batch",
@@ -63,6 +65,7 @@ __all__ = [
     "adds_special_tokens",
     "collate",
     "encode",
+    "encode_guide",
     "find_template",
     "fingerprint",
     "fit_lengths",

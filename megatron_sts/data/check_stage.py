@@ -46,7 +46,7 @@ def check_stage_data(
         find_template(settings.template, tokenizer),
         settings.system_prompt,
         visual_tokens=recipe.architecture.visual_tokens,
-        kept_tokens=StagePlanner(recipe, stage, 1, 1.0).plan(0).visual_tokens,
+        kept_tokens=StagePlanner(recipe, stage, 1, 1.0).most_visual_tokens(),
         max_tokens=settings.max_tokens,
         over_long=settings.over_long,
     )

@@ -1,7 +1,7 @@
 """From encoded conversations to one padded micro-batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,8 +9,22 @@ from torch import Tensor
 
 from megatron_sts.data.encode import IGNORED_LABEL, Encoded
 
-RawItem = tuple[Encoded, list[Tensor] | None]
-"""An encoded conversation and its pictures, each float32 [3, H, W]; None where this rank needs no pixels."""
+NO_TOKEN = -1
+"""Fills up rows of guides."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawItem:
+    """An encoded conversation and what belongs to it.
+
+    pictures: each float32 [3, H, W]; None where this rank needs no pixels. sample_index: its number in the stage's
+    data. guide_token_ids: the words of its human turns, where visual tokens are chosen by them.
+    """
+
+    encoded: Encoded
+    pictures: list[Tensor] | None
+    sample_index: int = 0
+    guide_token_ids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,10 @@ class Batch:
     """[n] int64: the position of each image's first slot."""
     visual_tokens: int
     """Slots per image."""
+    image_samples: Tensor
+    """[n, 2] int64: the index of each image's sample, and the image's place among the images of it."""
+    guides: Tensor
+    """[n, g] int64: token ids of the human turns of each image's sample, filled up with -1; g may be 0."""
 
 
 def collate(items: Sequence[RawItem], visual_tokens: int, length: int, image_token_id: int, pad_token_id: int) -> Batch:
@@ -42,8 +60,11 @@ def collate(items: Sequence[RawItem], visual_tokens: int, length: int, image_tok
     labels = np.full((len(items), length), IGNORED_LABEL, dtype=np.int64)
     rows: list[int] = []
     starts: list[int] = []
+    samples: list[tuple[int, int]] = []
+    guides: list[list[int]] = []
     pixels: list[Tensor] = []
-    for row, (encoded, pictures) in enumerate(items):
+    for row, item in enumerate(items):
+        encoded, pictures = item.encoded, item.pictures
         token_ids = np.array(encoded.token_ids, dtype=np.int64)
         is_image = token_ids == image_token_id
         slots = np.where(is_image, visual_tokens, 1)
@@ -55,6 +76,8 @@ def collate(items: Sequence[RawItem], visual_tokens: int, length: int, image_tok
         own_starts = (np.cumsum(slots) - slots)[is_image].tolist()
         rows.extend([row] * len(own_starts))
         starts.extend(own_starts)
+        samples.extend((item.sample_index, place) for place in range(len(own_starts)))
+        guides.extend([item.guide_token_ids] * len(own_starts))
         if pictures is not None:
             assert len(pictures) == len(own_starts), f"{len(pictures)} pictures for {len(own_starts)} images"
             pixels.extend(pictures)
@@ -65,4 +88,12 @@ def collate(items: Sequence[RawItem], visual_tokens: int, length: int, image_tok
         image_rows=torch.tensor(rows, dtype=torch.int64),
         image_starts=torch.tensor(starts, dtype=torch.int64),
         visual_tokens=visual_tokens,
+        image_samples=torch.tensor(samples, dtype=torch.int64).reshape(-1, 2),
+        guides=_filled_up(guides),
     )
+
+
+def _filled_up(rows: list[list[int]]) -> Tensor:
+    longest = max(map(len, rows), default=0)
+    filled = [row + [NO_TOKEN] * (longest - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.int64).reshape(len(rows), longest)

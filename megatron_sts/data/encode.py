@@ -78,6 +78,17 @@ def encode(
     return Encoded(token_ids[: sample.token_limit], labels.tolist()[: sample.token_limit])
 
 
+def encode_guide(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the human turns as they were written, without `<image>`: also where a template drops them.
+
+    Contract: never a word of an answer; visual tokens are chosen by these, and labels must not leak.
+    """
+    turns = (turn.text.replace(IMAGE_TOKEN, " ").strip() for turn in sample.turns if turn.role == "human")
+    text = "\n".join(turn for turn in turns if turn)
+    token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+    return token_ids
+
+
 def adds_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer is to add a begin-of-sequence token: not where a chat template wrote it already."""
     return tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)

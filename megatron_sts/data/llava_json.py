@@ -139,6 +139,8 @@ def _turn(field: str, entry: Any, paths: list[Any]) -> tuple[str, str]:
         text = "".join(_part(f"{field}.{content}[{number}]", part, paths) for number, part in enumerate(text))
     if not isinstance(text, str):
         raise RecordError(f"{field}.{content}: found {repr(text)[:80]}; give the turn's text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise RecordError(f"{field}.{content}: found half of a surrogate pair, which is no character; mend the text")
     if ROLES.get(name) == "assistant" and not text.strip():
         raise RecordError(f"{field}.{content}: found an empty answer; write it or remove it and its question")
     if ROLES.get(name) != "human" and IMAGE_TOKEN in text:

@@ -4,6 +4,7 @@ Where a run stands is the step alone: a loader that starts at step t gives what 
 from t on.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from megatron_sts.data.collate import Batch, RawItem, collate
-from megatron_sts.data.encode import encode, image_token_id, pad_token_id
+from megatron_sts.data.encode import encode, encode_guide, image_token_id, pad_token_id
 from megatron_sts.data.images import ImageReader
 from megatron_sts.data.pixel_cache import PixelCache
 from megatron_sts.data.sample import Sample
@@ -31,6 +32,7 @@ class MicroBatchLoader:
         reader: reads the pictures; None where this rank needs tokens and labels only.
         workers: processes that load ahead; 0 loads in this one.
         cache_bytes: memory for decoded pictures, over all workers together; 0 decodes again in every epoch.
+        guided: whether the words of the human turns go along, to choose visual tokens by.
 
     Raises:
         DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a picture cannot be
@@ -53,6 +55,7 @@ class MicroBatchLoader:
         last_step: int,
         workers: int = 0,
         cache_bytes: int = 0,
+        guided: bool = False,
     ) -> None:
         assert sampler.count == len(samples) and 0 <= first_step <= last_step
         self._image_token_id = image_token_id(tokenizer)
@@ -71,6 +74,7 @@ class MicroBatchLoader:
             micro,
             # Every worker holds a cache of its own.
             PixelCache(cache_bytes // max(1, workers)),
+            guided,
         )
         self._loader: DataLoader[RawMicroBatch | MegatronStsError] = DataLoader(
             dataset,
@@ -119,20 +123,23 @@ class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
     data_size: int
     micro: int
     cache: PixelCache
+    guided: bool
 
     def __getitem__(self, number: int) -> RawMicroBatch | MegatronStsError:
         step, micro_batch = divmod(number, self.sampler.global_batch // (self.micro * self.data_size))
         indices = self.sampler.samples_of_step(step)
         own = rank_slice(indices, self.data_rank, self.data_size, self.micro)[micro_batch]
         try:
-            return [self._item(self.samples[index]) for index in own]
+            return [self._item(index) for index in own]
         except MegatronStsError as error:
             # Raised in a worker, it would reach the user wrapped in that process's traceback.
             return error
 
-    def _item(self, sample: Sample) -> RawItem:
+    def _item(self, index: int) -> RawItem:
+        sample = self.samples[index]
         encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
-        return encoded, self._pixels(sample)
+        guide = encode_guide(sample, self.tokenizer) if self.guided else []
+        return RawItem(encoded, self._pixels(sample), int(index), guide)
 
     def _pixels(self, sample: Sample) -> list[Tensor] | None:
         if self.reader is None:
@@ -146,5 +153,8 @@ def _unchanged(item: RawMicroBatch | MegatronStsError) -> RawMicroBatch | Megatr
 
 
 def _start_worker(worker: int) -> None:
+    # A signal that a scheduler sends to all processes is the training process's to heed: it saves first.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     # Many workers with many threads each would fight for the cores.
     torch.set_num_threads(1)

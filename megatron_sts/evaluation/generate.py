@@ -77,8 +77,12 @@ class Generator:
         self.dtype: torch.dtype = getattr(torch, choose_dtype(str(self.device), dtype))
         try:
             # Contract: pictures are processed on Pillow, as in training; torchvision rounds otherwise.
-            self.processor = AutoProcessor.from_pretrained(model_dir, backend="pil", local_files_only=True)
-            model: Any = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=self.dtype, local_files_only=True)
+            self.processor = AutoProcessor.from_pretrained(
+                model_dir, backend="pil", local_files_only=True, trust_remote_code=False
+            )
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                model_dir, dtype=self.dtype, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise ConversionError(
                 f"{model_dir}: cannot be loaded ({error}); export it again with tools/convert.py export"

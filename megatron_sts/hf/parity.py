@@ -24,8 +24,10 @@ def largest_logit_difference(checkpoint: Path, export: Path, questions: Sequence
     At all visual tokens and all layers, in fp32, over every position of every prompt. questions: pictures and what
     is asked about each. Makes, and leaves, a process group of one process; not for use inside a training run.
     """
-    processor = AutoProcessor.from_pretrained(export, backend="pil", local_files_only=True)
-    exported = AutoModelForImageTextToText.from_pretrained(export, dtype=torch.float32, local_files_only=True).eval()
+    processor = AutoProcessor.from_pretrained(export, backend="pil", local_files_only=True, trust_remote_code=False)
+    exported = AutoModelForImageTextToText.from_pretrained(
+        export, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    ).eval()
     prompts = [prompt_inputs(processor, picture, text) for picture, text in questions]
     with checkpoint_logits(checkpoint) as logits_of, torch.inference_mode():
         differences = [
@@ -79,4 +81,6 @@ def _batch(inputs: Mapping[str, Tensor], image_token: int) -> Batch:
         image_rows=torch.zeros(1, dtype=torch.int64, device=device),
         image_starts=slots[:1],
         visual_tokens=len(slots),
+        image_samples=torch.zeros(1, 2, dtype=torch.int64, device=device),
+        guides=torch.zeros(1, 0, dtype=torch.int64, device=device),
     )

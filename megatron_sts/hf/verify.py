@@ -58,10 +58,16 @@ def verify_export(model_dir: Path, checkpoint: Path | None = None, was_cast: boo
     picture = Image.radial_gradient("L").resize((64, 48)).convert("RGB")
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            model_dir, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            model_dir,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
         model, info = loaded
-        processor = AutoProcessor.from_pretrained(model_dir, backend="pil", local_files_only=True)
+        processor = AutoProcessor.from_pretrained(
+            model_dir, backend="pil", local_files_only=True, trust_remote_code=False
+        )
         inputs = prompt_inputs(processor, picture, _QUESTION)
         with torch.inference_mode():
             logits: Tensor = model.eval()(**inputs).logits

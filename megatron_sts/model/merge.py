@@ -13,32 +13,31 @@ from torch import Tensor
 class VisualRows:
     """Visual tokens of one chunk, one entry each: where a token comes from and where it goes.
 
-    image, token: index of the image in the micro-batch and of the token in the tower's output.
+    image, slot: index of the image in the micro-batch and of the token among those that the image keeps.
     position, row: index in the chunk and in the micro-batch.
     """
 
     image: Tensor
-    token: Tensor
+    slot: Tensor
     position: Tensor
     row: Tensor
 
 
 def visual_rows(
-    image_rows: Tensor, image_starts: Tensor, kept_tokens: tuple[int, ...], ranges: tuple[tuple[int, int], ...]
+    image_rows: Tensor, image_starts: Tensor, visual_tokens: int, ranges: tuple[tuple[int, int], ...]
 ) -> VisualRows:
-    """The kept visual tokens whose position lies in one of the ranges [start, end), which follow one another in the
-    chunk.
+    """The visual tokens, `visual_tokens` of each image, whose position lies in one of the ranges [start, end).
 
+    The ranges follow one another in the chunk.
     image_rows, image_starts [n]: each image's row in the micro-batch and the position of its first slot.
     """
-    kept = torch.tensor(kept_tokens, dtype=torch.int64, device=image_rows.device)
-    slots = image_starts[:, None] + torch.arange(len(kept_tokens), device=image_rows.device)
+    slots = image_starts[:, None] + torch.arange(visual_tokens, device=image_rows.device)
     in_chunk, passed = torch.full_like(slots, -1), 0
     for start, end in ranges:
         in_chunk = torch.where((slots >= start) & (slots < end), slots - start + passed, in_chunk)
         passed += end - start
     image, slot = (in_chunk >= 0).nonzero(as_tuple=True)
-    return VisualRows(image, kept[slot], in_chunk[image, slot], image_rows[image])
+    return VisualRows(image, slot, in_chunk[image, slot], image_rows[image])
 
 
 def merge(text: Tensor, visual: Tensor, rows: VisualRows) -> Tensor:

@@ -1,12 +1,10 @@
 """The multimodal language model of one pipeline chunk: tower, compressor, projector and merge before a GPTModel.
 
-It only wires. The compressor is the selection of rows in merge.py by the plan's kept tokens: what is dropped is
-never projected nor moved (arXiv 2509.18150, Visual Token Compressor).
+It only wires: visual_tokens.py has the way of the visual tokens to their ranks.
 """
 
 from typing import Any
 
-import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -15,11 +13,10 @@ from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor
 
 from megatron_sts.data import Batch
-from megatron_sts.model.merge import merge, visual_rows
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.skippable_layer import hand_down_plan
 from megatron_sts.model.vision import VisionTower
-from megatron_sts.parallel.sequence import own_ranges
+from megatron_sts.model.visual_tokens import VisualTokens
 from megatron_sts.sts import StepPlan
 
 
@@ -51,6 +48,9 @@ class MultimodalModel(MegatronModule):
         self.share_embeddings_and_output_weights = language.share_embeddings_and_output_weights
         self.model_type = language.model_type
         self._plan: StepPlan | None = None
+        self.visual: VisualTokens | None = None
+        if vision is not None and projector is not None:
+            self.visual = VisualTokens(vision, projector, language, groups.tp, config)
 
     def set_plan(self, plan: StepPlan) -> None:
         """Hand the step's plan down: to the layers, and to the selection of visual tokens."""
@@ -82,38 +82,9 @@ class MultimodalModel(MegatronModule):
         )
 
     def _embed(self, batch: Batch) -> Tensor:
-        assert self._plan is not None and self.projector is not None and self.vision is not None
+        assert self._plan is not None and self.visual is not None
         text = self.language.embedding(input_ids=batch.tokens, position_ids=None)
-        tensor = self.pg_collection.tp
-        shares = (tensor.rank(), tensor.size()) if self.config.sequence_parallel else (0, 1)
-        ranges = own_ranges(batch.tokens.size(1), *shares)
-        features = None
-        if batch.pixels is not None:
-            assert batch.visual_tokens == self._plan.visual_tokens
-            rows = visual_rows(batch.image_rows, batch.image_starts, self._plan.kept_tokens, ranges)
-            features = self._features(batch.pixels)
-            if rows.image.numel():
-                return merge(text, self.projector(features[rows.image, rows.token]), rows)
-        if torch.is_grad_enabled() and (_is_trained(self.projector) or _is_trained(self.vision)):
-            # No visual token here: one row weighted with zero, so that every gradient arrives everywhere.
-            return text + 0.0 * self.projector(self._one_row(features)).sum()
-        return text
-
-    def _features(self, pixels: Tensor) -> Tensor:
-        assert self.vision is not None
-        dtype = next(self.vision.parameters()).dtype
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.vision)):
-            return self.vision(pixels.to(dtype))
-
-    def _one_row(self, features: Tensor | None) -> Tensor:
-        """Any row [1, w] that a trained tower takes part in: of the features at hand, else of a black picture."""
-        assert self.projector is not None and self.vision is not None
-        weight = self.projector.linear_1.weight
-        if not _is_trained(self.vision):
-            return torch.zeros(1, weight.size(1), dtype=weight.dtype, device=weight.device)
-        if features is None:
-            features = self._features(torch.zeros(1, 3, *self.vision.image_shape, device=weight.device))
-        return features[0, :1]
+        return self.visual.embed_into(text, batch, self._plan)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -130,7 +101,3 @@ class MultimodalModel(MegatronModule):
                 )
                 state |= {f"{own_prefix}{name.removeprefix(key_prefix)}": tensor for name, tensor in sharded.items()}
         return state
-
-
-def _is_trained(module: torch.nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())

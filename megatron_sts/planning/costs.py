@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.parallel.sequence import padded_length
-from megatron_sts.sts import ModelSizes, StepFlops, step_flops
+from megatron_sts.sts import ModelSizes, StepFlops, scored_tokens, step_flops
 
 
 def images_per_sample(stage: StageConfig) -> int:
@@ -19,7 +19,7 @@ def images_per_sample(stage: StageConfig) -> int:
 def planned_length(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> int:
     """Padded sequence length of a sample with the mean number of text tokens and so many visual ones."""
     assert stage.data.text_tokens is not None
-    return padded_length(stage.data.text_tokens + images_per_sample(stage) * visual_tokens, recipe.parallel)
+    return padded_length(stage.data.text_tokens + images_per_sample(stage) * visual_tokens, recipe)
 
 
 def sample_flops(
@@ -34,7 +34,13 @@ def sample_flops(
         length=planned_length(recipe, stage, visual_tokens),
         visual_tokens=visual_tokens,
         layers_run=layers_run,
+        scored_tokens=_scored(recipe, stage, visual_tokens),
     )
+
+
+def _scored(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> int:
+    strategy = "none" if stage.compress is None else stage.compress.strategy
+    return scored_tokens(strategy, visual_tokens, recipe.architecture.visual_tokens)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,9 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
 
     Tensor-parallel ranks share layers and logits, and the projector under sequence parallelism. Recomputation adds
     the forward pass of the layers (`full`) or of their attention products (`selective`) to the backward pass.
-    Contract: model/mllm.py runs the tower on every tensor-parallel rank, and the projector on its own chunk alone.
+    Contract: model/visual_tokens.py shares the tower's images and the scoring of visual tokens out over them, except
+    where the tower is trained without sequence parallelism. A micro-batch with fewer images than ranks leaves some
+    of them idle: the busiest one's cost counts.
     """
     micro, parallel = stage.batch.micro, recipe.parallel
     forward = sample_flops(recipe, stage, visual_tokens, 1, trains=())
@@ -83,10 +91,15 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
         "selective": ModelSizes(recipe.architecture).layer_attention(planned_length(recipe, stage, visual_tokens)),
         "full": forward.layers,
     }[recipe.recompute]
+    images = micro * images_per_sample(stage)
+    shared = parallel.tensor > 1 and (parallel.sequence_parallel or "vision" not in stage.trains)
+    busiest = -(-images // parallel.tensor) if shared else images
     projector_ranks = parallel.tensor if parallel.sequence_parallel else 1
+    scored = ModelSizes(recipe.architecture).projector(_scored(recipe, stage, visual_tokens))
 
     def first_stage(flops: StepFlops) -> float:
-        return micro * (flops.tower + flops.projector / projector_ranks)
+        kept = flops.projector - images_per_sample(stage) * scored
+        return busiest * (flops.tower + scored) + micro * kept / projector_ranks
 
     return MicroBatchCosts(
         layer=PassCost(

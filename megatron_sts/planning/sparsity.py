@@ -15,7 +15,7 @@ class Sparsity:
 
     mean, lowest, highest: skip probability by layer over the stage's steps. layers_run: mean, fewest and most in a
     step, and run_share by layer the share of the steps that run it: both counted in the plans themselves.
-    visual_tokens: kept of each image, of visual_tokens_dense.
+    visual_tokens: kept of each image, of visual_tokens_dense; where a schedule moves it, the mean over the steps.
     """
 
     mean: tuple[float, ...]
@@ -39,15 +39,15 @@ def sparsity(recipe: Recipe, planned: PlannedStage) -> Sparsity:
     by_layer = list(zip(*(planner.skip_probabilities(step) for step in steps), strict=True))
     plans = [planner.plan(step).skipped_layers for step in steps]
     run = [layers - len(skipped) for skipped in plans]
-    first = planner.plan(0)
+    kept = [planner.visual_tokens(step) for step in steps]
     return Sparsity(
         mean=tuple(sum(found) / len(found) for found in by_layer),
         lowest=tuple(map(min, by_layer)),
         highest=tuple(map(max, by_layer)),
         layers_run=(sum(run) / len(run), min(run), max(run)),
         run_share=tuple(1 - sum(layer in plan for plan in plans) / len(plans) for layer in range(layers)),
-        visual_tokens=first.visual_tokens,
-        visual_tokens_dense=first.total_visual_tokens,
+        visual_tokens=round(sum(kept) / len(kept)),
+        visual_tokens_dense=recipe.architecture.visual_tokens,
     )
 
 

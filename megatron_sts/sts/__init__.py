@@ -4,12 +4,14 @@ schedule.py     skip probabilities p_l(e) and the number of visual tokens kept
 independent.py  which layers a step skips: one draw per layer, as in the paper
 balanced.py     which layers a step skips: the same number of every group, so that pipeline stages stay even
 groups.py       the groups of balanced selection, resolved once per run
+compression.py  how many visual tokens a step keeps, and random draws of them
 plan.py         the StepPlan: what one training step skips and keeps
 flops.py        FLOPs per part of the model, dense and executed
 steps.py        how many steps a stage has
 simulation.py   how long a step takes in a pipeline
 """
 
+from megatron_sts.sts.compression import Draws, scored_tokens
 from megatron_sts.sts.flops import ModelSizes, StepFlops, step_flops
 from megatron_sts.sts.groups import group_sizes, resolve_skip_groups, settled_groups
 from megatron_sts.sts.plan import StagePlanner, StepPlan, full_plan
@@ -18,6 +20,7 @@ from megatron_sts.sts.simulation import PipelineSchedule, StepTime
 from megatron_sts.sts.steps import check_sample_count, stage_steps
 
 __all__ = [
+    "Draws",
     "ModelSizes",
     "PipelineSchedule",
     "StagePlanner",
@@ -29,6 +32,7 @@ __all__ = [
     "group_sizes",
     "kept_visual_tokens",
     "resolve_skip_groups",
+    "scored_tokens",
     "settled_groups",
     "skip_probabilities",
     "stage_steps",

@@ -104,11 +104,13 @@ def step_flops(
     length: int,
     visual_tokens: int,
     layers_run: int,
+    scored_tokens: int = 0,
 ) -> StepFlops:
     """FLOPs of one step.
 
     samples, images: in the global batch. length: padded sequence length, in tokens. visual_tokens: kept per
-    image. layers_run: language layers that run. The dense step of the same samples has all layers, all visual
+    image. layers_run: language layers that run. scored_tokens: per image, projected
+    without gradient to choose the kept ones. The dense step of the same samples has all layers, all visual
     tokens and the length that goes with them.
     """
     sizes = ModelSizes(architecture)
@@ -133,6 +135,8 @@ def step_flops(
         projector = images * (sizes.projector(visual_tokens) * projector_passes - first)
     else:
         projector = images * sizes.projector(visual_tokens) * projector_passes
+
+    projector += images * sizes.projector(scored_tokens)
 
     language = pass_count(language_trained, projector_trained or tower_trained)
     per_layer = sizes.layer_matrices(length) * language.matrix + sizes.layer_attention(length) * language.attention

@@ -9,9 +9,10 @@ from typing import Protocol
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.sts.balanced import BalancedSelection
+from megatron_sts.sts.compression import Draws, kept_tokens, most_kept_tokens, scored_tokens
 from megatron_sts.sts.groups import skippable_layers
 from megatron_sts.sts.independent import IndependentSelection
-from megatron_sts.sts.schedule import decay, kept_visual_tokens, peak_probabilities, uniform_indices
+from megatron_sts.sts.schedule import decay, peak_probabilities, uniform_indices
 
 
 @dataclass(frozen=True)
@@ -19,19 +20,29 @@ class StepPlan:
     """What one training step does.
 
     step: 0-based step of the stage. skipped_layers: 0-based numbers of the layers that do not run, ascending.
-    kept_tokens: indices of the visual tokens that each image keeps, ascending. total_visual_tokens: tokens that
-    the tower yields for an image.
+    kept_tokens: indices of the visual tokens that each image keeps, ascending; where the strategy chooses others for
+    each image (random, text_guided) or makes new ones (mean_pool), only their number counts. total_visual_tokens:
+    tokens that the tower yields for an image. strategy, window: as in the recipe's `compress`. draws: names the
+    random draws of the step.
     """
 
     step: int
     skipped_layers: frozenset[int]
     kept_tokens: tuple[int, ...]
     total_visual_tokens: int
+    strategy: str = "none"
+    window: int = 1
+    draws: Draws | None = None
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens that reach the language model per image."""
         return len(self.kept_tokens)
+
+    @property
+    def scored_tokens(self) -> int:
+        """Visual tokens per image that the projector projects to score them, beside those that are kept."""
+        return scored_tokens(self.strategy, self.visual_tokens, self.total_visual_tokens)
 
 
 def full_plan(visual_tokens: int, step: int = 0) -> StepPlan:
@@ -64,8 +75,8 @@ class StagePlanner:
         self._layers = recipe.architecture.language.layers
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
+        self._seed = recipe.seed
         self._total_visual_tokens = recipe.architecture.visual_tokens
-        self._kept_tokens = uniform_indices(self._total_visual_tokens, self._kept_count())
         self._selection = self._layer_selection(recipe)
 
     def _layer_selection(self, recipe: Recipe) -> LayerSelection | None:
@@ -88,14 +99,13 @@ class StagePlanner:
 
         return IndependentSelection(recipe.seed, self._stage.name, probabilities, most_skipped)
 
-    def _kept_count(self) -> int:
-        compress = self._stage.compress
-        if compress is None or compress.strategy == "none":
-            return self._total_visual_tokens
-        if compress.keep_tokens is not None:
-            return compress.keep_tokens
-        ratio = 0.5 if compress.keep_ratio is None else compress.keep_ratio
-        return kept_visual_tokens(self._total_visual_tokens, ratio)
+    def visual_tokens(self, step: int) -> int:
+        """Visual tokens that an image keeps in a step; a schedule moves with the share of the steps that passed."""
+        return kept_tokens(self._stage.compress, self._total_visual_tokens, step / self._total_steps)
+
+    def most_visual_tokens(self) -> int:
+        """The most visual tokens that an image keeps in any step, however long the stage is."""
+        return most_kept_tokens(self._stage.compress, self._total_visual_tokens)
 
     def progress(self, step: int) -> float:
         """e / E of the schedule at a step: by steps, or by whole epochs passed (`skip.progress`)."""
@@ -113,7 +123,12 @@ class StagePlanner:
         """The plan of a 0-based step of the stage."""
         assert 0 <= step < self._total_steps
         skipped = frozenset() if self._selection is None else self._selection.skipped(step)
-        return StepPlan(step, skipped, self._kept_tokens, self._total_visual_tokens)
+        compress, total = self._stage.compress, self._total_visual_tokens
+        kept = uniform_indices(total, self.visual_tokens(step))
+        if compress is None:
+            return StepPlan(step, skipped, kept, total)
+        draws = Draws(self._seed, self._stage.name, step)
+        return StepPlan(step, skipped, kept, total, compress.strategy, compress.window or 1, draws)
 
     def dense_plan(self, step: int) -> StepPlan:
         """The plan of a step that runs everything: the measure of what sparsity saves."""

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_sts.config import Recipe, StageConfig
-from megatron_sts.data import IGNORED_LABEL, Batch, Encoded, collate
+from megatron_sts.data import IGNORED_LABEL, Batch, Encoded, RawItem, collate
 from megatron_sts.parallel.device import device_name, peak_memory_bytes, reset_peak_memory, synchronize
 from megatron_sts.parallel.groups import Place, start_groups
 from megatron_sts.parallel.sequence import padded_length
@@ -55,7 +55,7 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
         runs[name] = Run([planner.plan(step) for step in steps], {})
 
     place = start_groups(recipe.parallel, recipe.seed)
-    stepper = _Stepper(recipe, stage, total_steps, place)
+    stepper = Stepper(recipe, stage, total_steps, place)
     for warm_up in range(comparison.warm_up):
         for name, run in runs.items():
             say(f"warm-up {warm_up + 1}/{comparison.warm_up}: {name}, {stepper.time(run.plans[0])[0]:.3f} s")
@@ -82,7 +82,7 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
     }
 
 
-class _Stepper:
+class Stepper:
     """Trains single steps of a stage on made-up samples."""
 
     def __init__(self, recipe: Recipe, stage: StageConfig, total_steps: int, place: Place):
@@ -90,13 +90,13 @@ class _Stepper:
         self._recipe, self._stage, self._place = recipe, stage, place
         self._text_tokens: int = stage.data.text_tokens
         self._images = 0 if stage.data.images is None else 1
-        self._parts = prepare_stage(recipe, stage, total_steps, Start(None, 0, resumes=False), place)
+        self.parts = prepare_stage(recipe, stage, total_steps, Start(None, 0, resumes=False), place)
         self._micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
         self._generator = torch.Generator().manual_seed(recipe.seed + place.data_rank)
 
     def length(self, plan: StepPlan) -> int:
         """Padded sequence length of a step."""
-        return padded_length(self._text_tokens + self._images * plan.visual_tokens, self._recipe.parallel)
+        return padded_length(self._text_tokens + self._images * plan.visual_tokens, self._recipe)
 
     def flops(self, plan: StepPlan) -> float:
         """FLOPs that a step executes, over the global batch."""
@@ -109,18 +109,19 @@ class _Stepper:
             length=self.length(plan),
             visual_tokens=plan.visual_tokens,
             layers_run=self._recipe.architecture.language.layers - len(plan.skipped_layers),
+            scored_tokens=plan.scored_tokens,
         ).total
 
     def time(self, plan: StepPlan) -> tuple[float, int]:
         """(seconds, peak memory in bytes) of one step, of the slowest and of the largest rank."""
         micro, length = self._stage.batch.micro, self.length(plan)
         needs_data = self._place.first_stage or self._place.last_stage
-        batches = list(self._batches(plan, length)) if needs_data else None
+        batches = list(self.batches(plan, length)) if needs_data else None
         reset_peak_memory()
         synchronize()
         dist.barrier()
         began = time.perf_counter()
-        self._parts.step.run(plan, batches, self._micro_batches, micro, length)
+        self.parts.step.run(plan, batches, self._micro_batches, micro, length)
         synchronize()
         measured = torch.tensor([time.perf_counter() - began, peak_memory_bytes()], dtype=torch.float64)
         measured = measured.to(torch.cuda.current_device())
@@ -128,22 +129,22 @@ class _Stepper:
         seconds, memory = measured.tolist()
         return seconds, int(memory)
 
-    def _batches(self, plan: StepPlan, length: int) -> Iterator[Batch]:
+    def batches(self, plan: StepPlan, length: int) -> Iterator[Batch]:
         """Micro-batches of random tokens and noise, one picture first where the stage has pictures."""
         size = self._recipe.architecture.vision.image_size
         image_token = self._recipe.architecture.language.vocabulary_size - 1
         for _ in range(self._micro_batches):
-            items = []
+            items: list[RawItem] = []
             for _ in range(self._stage.batch.micro):
                 text = torch.randint(0, image_token, (self._text_tokens,), generator=self._generator).tolist()
                 images = [image_token] * self._images
                 pictures = [torch.rand(3, size, size, generator=self._generator) for _ in images]
                 encoded = Encoded(images + text, [IGNORED_LABEL] * self._images + text)
-                items.append((encoded, pictures if self._place.first_stage else None))
+                items.append(RawItem(encoded, pictures if self._place.first_stage else None, len(items), text))
             yield collate(items, plan.visual_tokens, length, image_token, pad_token_id=0)
 
 
-def _figures(run: Run, stepper: _Stepper) -> dict[str, float]:
+def _figures(run: Run, stepper: Stepper) -> dict[str, float]:
     return {
         "step_time_s": run.step_time_s,
         "flops": statistics.fmean(map(stepper.flops, run.plans)),

@@ -81,6 +81,40 @@ def check_comparison(comparison: Comparison, recipe: Recipe) -> None:
         comparison.recipe_of(way, recipe)
 
 
+def check_compression(comparison: Comparison, recipe: Recipe) -> None:
+    """Raise ConfigError, naming the field, where the compression suite cannot be run on the recipe's layout."""
+    stage, parallel = recipe.stage(comparison.stage), recipe.parallel
+    if not (parallel.tensor > 1 and parallel.sequence_parallel) or parallel.pipeline > 1:
+        raise ConfigError(
+            f"parallel has tensor {parallel.tensor}, pipeline {parallel.pipeline}, sequence_parallel "
+            f"{str(parallel.sequence_parallel).lower()}; --suite compression measures what moves between ranks that "
+            "share a sequence: set tensor: 2 or more, sequence_parallel: true and pipeline: 1"
+        )
+    if stage.compress is None or stage.compress.strategy in ("none", "mean_pool"):
+        raise ConfigError(
+            f"stages.{stage.name}.compress keeps every visual token or makes new ones; --suite compression compares "
+            "ways to select: set its strategy to uniform, random or text_guided"
+        )
+    if stage.trains != ("projector",) or stage.data.images is None:
+        raise ConfigError(
+            f"stages.{stage.name} trains {', '.join(stage.trains)}, with data.images {stage.data.images}; --suite "
+            "compression measures alignment on pictures: set trains: [projector] and data.images"
+        )
+    if comparison.repeats < 1:
+        raise ConfigError(f"--repeats is {comparison.repeats}; give at least 1")
+    comparison.total_steps(recipe)
+
+
+def compression_table(result: dict[str, Any]) -> str:
+    """The compression suite's result to read."""
+    kept, names = result["visual_tokens"], ("visual_bytes_ratio", "projector_time_ratio", "step_time_ratio")
+    lines = [
+        f"stage {result['stage']}, {result['strategy']}: {kept['kept']} of {kept['total']} visual tokens, over plain"
+    ]
+    lines += [f"{name:<22}{result[name]:.3f}" for name in (*names, "bytes_over_least")]
+    return "\n".join(lines)
+
+
 def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Each run's figures with its saving against `dense`; that of the first other run once more by itself.
 

@@ -9,7 +9,9 @@ from megatron_sts.errors import CheckpointError
 from megatron_sts.model.build import build_chunks, freeze, wrap
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.groups import Place, group_collection
+from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import StepPlan
+from megatron_sts.train.bad_steps import BadSteps, step_judge
 from megatron_sts.train.checkpoint import (
     check_resumable,
     load_checkpoint,
@@ -20,9 +22,7 @@ from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.progress import Progress
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.step import StepResult, TrainStep
-
-# A checkpoint of every so many dropped steps would hide a broken run.
-_DROPPED_IN_A_ROW = 10
+from megatron_sts.train.stopping import StopReason, StopRequests
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,14 @@ class Start:
     checkpoint: Path | None
     step: int
     resumes: bool
+
+
+@dataclass(frozen=True)
+class Running:
+    """What goes on beside all stages of a run: what this rank was asked, and the watch over the other ranks."""
+
+    requests: StopRequests
+    watchdog: Watchdog
 
 
 @dataclass(frozen=True)
@@ -54,40 +62,49 @@ def prepare_stage(recipe: Recipe, stage: StageConfig, total_steps: int, start: S
     optimizer = StageOptimizer(recipe, stage, total_steps, chunks, wrapped)
     if start.checkpoint is not None and start.resumes:
         load_checkpoint(start.checkpoint, chunks, optimizer, start.step)
-    return StageParts(chunks, optimizer, TrainStep(chunks, wrapped, optimizer, place))
+    judge = step_judge(recipe, stage.name, start.step)
+    return StageParts(chunks, optimizer, TrainStep(chunks, wrapped, optimizer, place, judge))
 
 
-def train_stage(recipe: Recipe, stage: StageConfig, data: StageData, start: Start, place: Place) -> None:
-    """Train one stage from its start to its end, on all ranks together, and leave a checkpoint of its end."""
+def train_stage(
+    recipe: Recipe, stage: StageConfig, data: StageData, start: Start, place: Place, running: Running
+) -> StopReason:
+    """Train one stage from its start to its end or to where some rank wishes to stop, on all ranks together.
+
+    Leaves a checkpoint of where it ends; returns why that was before the stage's end, if it was.
+    """
     if start.step == data.total_steps:
-        return
+        return StopReason.NONE
     parts = prepare_stage(recipe, stage, data.total_steps, start, place)
     layers = recipe.architecture.language.layers
     micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     # The last stage knows the loss and rank 0 is told it; metrics have one writer.
     with Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress:
         progress.say(_opening(stage, data, start, place))
-        dropped = 0
+        bad_steps = BadSteps(recipe, stage.name, place)
         began = time.perf_counter()
         for step, batches in enumerate(data.batches(place, start.step), start=start.step):
+            running.watchdog.reached(f"{stage.name} step {step + 1}")
             plan = data.planner.plan(step)
             rate = parts.optimizer.learning_rate
-            result = parts.step.run(plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
+            result = parts.step.run(
+                plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length, running.requests.reason
+            )
             now = time.perf_counter()
             progress.record(_figures(stage, data, plan, result, rate, now - began))
             began = now
 
-            dropped = dropped + 1 if result.dropped else 0
-            if dropped == _DROPPED_IN_A_ROW:
-                raise CheckpointError(
-                    f"stage {stage.name}: loss or gradient was not finite in {dropped} steps in a row, up to step "
-                    f"{step + 1}; lower its learning_rate, or look at the data of these steps"
-                )
+            bad_samples = {number: data.sample_ids(step, number) for number in result.bad_micro_batches}
+            bad_steps.note(step + 1, result.judgement, bad_samples, parts.chunks)
             done, every = step + 1, recipe.checkpoint.every_steps
-            if done == data.total_steps or (every is not None and done % every == 0):
+            if done == data.total_steps or result.stop or (every is not None and done % every == 0):
                 parts.step.gather_weights()
                 path = save_checkpoint(recipe, stage.name, done, parts.chunks, parts.optimizer)
                 progress.say(f"{stage.name} {done}/{data.total_steps} | checkpoint {path}")
+            if result.stop:
+                progress.say(f"{stage.name} {done}/{data.total_steps} | stops here: {result.stop.text}")
+                return result.stop
+    return StopReason.NONE
 
 
 def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) -> str:

@@ -1,5 +1,6 @@
 """The optimiser of a stage: megatron-core's, with a learning rate per part, leaving skipped layers alone."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ _GROUP_RATES = ("max_lr", "min_lr", "lr_mult", "wd_mult")
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """grad_norm: of the whole model before clipping. updated: False where the gradients were not finite."""
+    """grad_norm: of the whole model before clipping. updated: False where the step was not wanted."""
 
     grad_norm: float
     updated: bool
@@ -69,15 +70,16 @@ class StageOptimizer:
         self.inner.zero_grad()
 
     @torch.no_grad()
-    def update(self, skipped_layers: frozenset[int]) -> UpdateResult:
+    def update(self, skipped_layers: frozenset[int], wanted: Callable[[float], bool] = math.isfinite) -> UpdateResult:
         """Update from the reduced gradients; every rank takes the same decision.
 
         Weights and moments of the skipped layers (0-based) stay bitwise as they are, or with `skip.parameters:
-        momentum` move as under a gradient of zero. Where the gradient norm is not finite nothing is changed.
+        momentum` move as under a gradient of zero. wanted: whether to update, from the gradient norm; where it says
+        no, nothing is changed.
         """
         self.inner.prepare_grads()
         grad_norm = float(self.inner.get_grad_norm())
-        updated = bool(torch.isfinite(torch.tensor(grad_norm)))
+        updated = wanted(grad_norm)
         if updated:
             if self._clip_grad > 0:
                 for optimizer in self.inner.chained_optimizers:

@@ -69,7 +69,7 @@ class StageData:
             self.tokenizer,
             stage.data.system_prompt,
             stage.data.images,
-            StagePlanner(self._recipe, stage, 1, 1.0).plan(0).visual_tokens,
+            StagePlanner(self._recipe, stage, 1, 1.0).most_visual_tokens(),
             stage.data.max_tokens,
             stage.data.over_long,
         )
@@ -79,11 +79,17 @@ class StageData:
         indices = self.sampler.samples_of_step(plan.step)
         lengths = self.index.of(indices).lengths(plan.visual_tokens)
         return StepShape(
-            length=padded_length(int(lengths.max()), self._recipe.parallel),
+            length=padded_length(int(lengths.max()), self._recipe),
             samples=len(indices),
             images=int(self.index.images[indices].sum()),
             tokens=int(lengths.sum()),
         )
+
+    def sample_ids(self, step: int, micro_batch: int) -> list[str]:
+        """Ids of the samples in one micro-batch, by its number in the global batch, of a 0-based step."""
+        micro = self._stage.batch.micro
+        indices = self.sampler.samples_of_step(step)[micro_batch * micro : (micro_batch + 1) * micro]
+        return [self.samples[index].id for index in indices]
 
     def flops(self, plan: StepPlan) -> tuple[StepFlops, StepFlops]:
         """(executed, dense) FLOPs of a step; dense is the same samples with every layer and visual token."""
@@ -101,6 +107,7 @@ class StageData:
             length=shape.length,
             visual_tokens=plan.visual_tokens,
             layers_run=layers_run,
+            scored_tokens=plan.scored_tokens,
         )
 
     def batches(self, place: Place, first_step: int) -> Iterator[list[Batch] | None]:
@@ -132,6 +139,7 @@ class StageData:
             self.total_steps,
             stage.data.workers,
             _CACHED_PIXELS_BYTES,
+            guided=stage.compress is not None and stage.compress.strategy == "text_guided",
         )
         for step, raw in enumerate(loader, start=first_step):
             plan = self.planner.plan(step)

@@ -4,40 +4,53 @@ import gc
 
 from megatron_sts.config import Recipe, check_world, checkpoint_root, newest_run, read_run, resolved_yaml
 from megatron_sts.errors import CheckpointError
-from megatron_sts.parallel.groups import start_groups, stop_groups, world_size_of_environment
+from megatron_sts.parallel.groups import Place, start_groups, stop_groups, world_size_of_environment
+from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import resolve_skip_groups
-from megatron_sts.train.loop import find_start, train_stage
+from megatron_sts.train.loop import Running, find_start, train_stage
 from megatron_sts.train.stage_data import StageData
+from megatron_sts.train.stopping import StopReason, StopRequests
 
 RECIPE_FILE = "recipe.yaml"
 
 
-def train(recipe: Recipe, only_stage: str | None = None) -> None:
+def train(recipe: Recipe, only_stage: str | None = None) -> StopReason:
     """Train the recipe's stages, or one of them, resuming from what `output_dir` holds.
 
-    The data of every stage is read and checked before the first step of any. Raises the errors of the recipe, the
-    data and the checkpoints; on an error no rank is left waiting.
+    The data of every stage is read and checked before the first step of any. Returns why the run stopped before its
+    end, if it did. Raises the errors of the recipe, the data and the checkpoints; on an error no rank is left waiting.
+    A rank that another one keeps waiting ends its process (parallel/watchdog.py).
     """
     check_world(recipe, world_size_of_environment())
     earlier = newest_run(recipe)
     recipe = resolve_skip_groups(recipe, earlier.recipe if earlier is not None else None, only_stage)
-    numbers = [n for n, stage in enumerate(recipe.stages) if only_stage in (None, stage.name)]
     if only_stage is not None:
         recipe.stage(only_stage)
     if recipe.model.init is not None:
         read_run(recipe.model.init)
-    place = start_groups(recipe.parallel, recipe.seed)
+    with StopRequests(recipe) as requests:
+        place = start_groups(recipe.parallel, recipe.seed)
+        with Watchdog(place, recipe.parallel.timeout_minutes * 60) as watchdog:
+            stop = _train_stages(recipe, only_stage, place, Running(requests, watchdog))
+        stop_groups()
+    return stop
+
+
+def _train_stages(recipe: Recipe, only_stage: str | None, place: Place, running: Running) -> StopReason:
     if place.rank == 0:
         checkpoint_root(recipe).mkdir(parents=True, exist_ok=True)
         (recipe.output_dir / RECIPE_FILE).write_text(resolved_yaml(recipe))
+    numbers = [n for n, stage in enumerate(recipe.stages) if only_stage in (None, stage.name)]
     datas = {number: StageData(recipe, recipe.stages[number]) for number in numbers}
     for number, data in datas.items():
         start = find_start(recipe, number, data.total_steps)
         _check_previous_ended(recipe, number, start.checkpoint is not None and not start.resumes, datas)
-        train_stage(recipe, recipe.stages[number], data, start, place)
+        stop = train_stage(recipe, recipe.stages[number], data, start, place, running)
+        if stop:
+            return stop
         # Buffers and hooks of a stage refer to each other; the next stage needs their memory.
         gc.collect()
-    stop_groups()
+    return StopReason.NONE
 
 
 def _check_previous_ended(recipe: Recipe, number: int, continues: bool, datas: dict[int, StageData]) -> None:

@@ -1,6 +1,6 @@
 """One training step: the plan is handed down, micro-batches go through megatron-core's schedule, weights move."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -17,21 +17,45 @@ from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.skippable_layer import parameters_of_skipped
 from megatron_sts.parallel.groups import Place
 from megatron_sts.sts import StepPlan
+from megatron_sts.train.bad_steps import Judgement, StepJudge
 from megatron_sts.train.optimizer import StageOptimizer
+from megatron_sts.train.stopping import StopReason
+
+
+def _never() -> StopReason:
+    return StopReason.NONE
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step gave, the same on every rank.
 
-    loss: mean over the supervised tokens of the global batch. grad_norm: before clipping. dropped: the loss or the
-    gradients were not finite, and nothing was updated.
+    loss: mean over the supervised tokens of the global batch. grad_norm: before clipping. judgement: what is wrong
+    with the step, None where nothing is. bad_micro_batches: those of the global batch, by number, whose loss is not
+    finite. stop: why some rank wishes to stop after this step.
     """
 
     loss: float
     supervised_tokens: int
     grad_norm: float
-    dropped: bool
+    judgement: Judgement | None
+    bad_micro_batches: tuple[int, ...]
+    stop: StopReason
+
+    @property
+    def dropped(self) -> bool:
+        """Whether nothing was updated."""
+        return self.judgement is not None and self.judgement.dropped
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What the ranks know together of a step before its update; the fields are those of StepResult."""
+
+    loss: float
+    supervised_tokens: int
+    bad_micro_batches: tuple[int, ...]
+    stop: StopReason
 
 
 class TrainStep:
@@ -43,11 +67,13 @@ class TrainStep:
         wrapped: list[SkippingDataParallel],
         optimizer: StageOptimizer,
         place: Place,
+        judge: StepJudge | None = None,
     ):
         self._chunks = chunks
         self._wrapped = wrapped
         self._optimizer = optimizer
         self._place = place
+        self._judge = judge or StepJudge()
         config = chunks[0].config
         no_sync = [ddp.no_sync for ddp in wrapped]
         for chunk in chunks:
@@ -60,21 +86,43 @@ class TrainStep:
         )
 
     def run(
-        self, plan: StepPlan, batches: list[Batch] | None, micro_batches: int, micro: int, length: int
+        self,
+        plan: StepPlan,
+        batches: list[Batch] | None,
+        micro_batches: int,
+        micro: int,
+        length: int,
+        stop: Callable[[], StopReason] = _never,
     ) -> StepResult:
         """One step.
 
         batches: this rank's micro-batches, None on middle pipeline stages, which read none. micro_batches, micro:
-        their number and size. length: padded sequence length of the step, the same on all ranks.
+        their number and size. length: padded sequence length of the step, the same on all ranks. stop: whether this
+        rank wishes to stop, asked once the gradients are there.
         """
-        loss, tokens = self.forward_backward(plan, batches, micro_batches, micro, length)
-        update = self._optimizer.update(plan.skipped_layers)
-        return StepResult(loss, tokens, update.grad_norm, not update.updated)
+        sums = self.forward_backward(plan, batches, micro_batches, micro, length, stop)
+        judgement: Judgement | None = None
+
+        def is_good(grad_norm: float) -> bool:
+            nonlocal judgement
+            judgement = self._judge.judge(sums.loss, grad_norm)
+            return judgement is None or not judgement.dropped
+
+        update = self._optimizer.update(plan.skipped_layers, is_good)
+        return StepResult(
+            sums.loss, sums.supervised_tokens, update.grad_norm, judgement, sums.bad_micro_batches, sums.stop
+        )
 
     def forward_backward(
-        self, plan: StepPlan, batches: list[Batch] | None, micro_batches: int, micro: int, length: int
-    ) -> tuple[float, int]:
-        """Leaves the reduced gradients, as means over supervised tokens; returns (loss, supervised tokens)."""
+        self,
+        plan: StepPlan,
+        batches: list[Batch] | None,
+        micro_batches: int,
+        micro: int,
+        length: int,
+        stop: Callable[[], StopReason] = _never,
+    ) -> StepSums:
+        """Leaves the reduced gradients, as means over supervised tokens."""
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
             chunk.train()
             if chunk.vision is not None:
@@ -96,22 +144,36 @@ class TrainStep:
             micro_batch_size=micro,
             forward_only=False,
         )
-        return self._sum_losses(losses)
+        return self._sum(losses, micro_batches, stop)
 
     def gather_weights(self) -> None:
         """Make this rank's weights whole where their gathering was left to the next forward pass."""
         for ddp in self._wrapped:
             ddp.gather_weights()
 
-    def _sum_losses(self, losses: list[dict[str, Tensor]]) -> tuple[float, int]:
-        """Mean loss and supervised tokens over the global batch, known to every rank."""
-        total = torch.zeros(2, dtype=torch.float64, device=torch.cuda.current_device())
-        if self._place.last_stage and self._place.tensor_rank == 0:
-            for loss in losses:
-                total += loss["loss_and_tokens"].to(total.dtype)
+    def _sum(self, losses: list[dict[str, Tensor]], micro_batches: int, stop: Callable[[], StopReason]) -> StepSums:
+        """Mean loss and supervised tokens over the global batch, and who wishes to stop, in one collective."""
+        place, device = self._place, torch.cuda.current_device()
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        # Contract: sampler.rank_slice deals the micro-batches of a step out to the data-parallel ranks in turn.
+        not_finite = torch.zeros(micro_batches, place.data_size, dtype=torch.float64, device=device)
+        if place.last_stage and place.tensor_rank == 0:
+            for number, loss in enumerate(losses):
+                of_micro_batch = loss["loss_and_tokens"].to(sums.dtype)
+                sums += of_micro_batch
+                not_finite[number, place.data_rank] = (~torch.isfinite(of_micro_batch[0])).to(sums.dtype)
+        wishes = torch.zeros(len(StopReason), dtype=torch.float64)
+        wishes[stop()] = 1.0
+        total = torch.cat([sums, wishes.to(device), not_finite.flatten()])
         dist.all_reduce(total)
-        summed, tokens = total.tolist()
-        return (summed / tokens if tokens else 0.0), int(tokens)
+        loss_sum, tokens, *counts = total.tolist()
+        asked, bad = counts[: len(StopReason)], counts[len(StopReason) :]
+        return StepSums(
+            loss_sum / tokens if tokens else 0.0,
+            int(tokens),
+            tuple(number for number, count in enumerate(bad) if count),
+            max(reason for reason in StopReason if asked[reason]),
+        )
 
 
 def _on_device(batch: Batch, device: Any) -> Batch:

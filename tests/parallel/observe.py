@@ -32,7 +32,16 @@ Piece = tuple[str, tuple[int, ...], tuple[int, ...], int, np.ndarray]
 
 def observe(recipe: Recipe, stage: str, world_size: int, steps: int = 3) -> Observation:
     """Train the first steps of a stage from fresh weights on `world_size` ranks."""
-    ranks = run_ranks(world_size, _observe_rank, recipe, stage, steps)
+    return observe_all([recipe], stage, world_size, steps)[0]
+
+
+def observe_all(recipes: list[Recipe], stage: str, world_size: int, steps: int = 3) -> list[Observation]:
+    """`observe` for several recipes, one after another on the same ranks."""
+    ranks = run_ranks(world_size, _observe_rank_all, recipes, stage, steps)
+    return [_observation(list(of_recipe)) for of_recipe in zip(*ranks, strict=True)]
+
+
+def _observation(ranks: list[dict[str, Any]]) -> Observation:
     first = ranks[0]
     for other in ranks[1:]:
         assert other["losses"] == first["losses"] and other["skipped"] == first["skipped"]
@@ -44,6 +53,26 @@ def observe(recipe: Recipe, stage: str, world_size: int, steps: int = 3) -> Obse
         _put_together(pieces["gradients"]),
         _put_together(pieces["weights"]),
     )
+
+
+def assert_same(found: Observation, expected: Observation) -> None:
+    """The same up to the rounding of fp32 sums in another order (see test_layouts.py)."""
+    assert found.skipped == expected.skipped
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=2e-6)
+    np.testing.assert_allclose(found.grad_norms, expected.grad_norms, rtol=2e-5)
+    for kind in ("gradients", "weights"):
+        one, other = getattr(found, kind), getattr(expected, kind)
+        if kind == "weights" or one:
+            assert one.keys() == other.keys()
+        # Some gradients are zero but for rounding: a bias on keys shifts all scores of a query alike.
+        floor = 1e-3 * max((np.abs(values).max() for values in other.values()), default=0.0)
+        for key in one:
+            tolerance = 2e-5 * max(np.abs(other[key]).max(), floor)
+            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=tolerance, err_msg=f"{kind} {key}")
+
+
+def _observe_rank_all(recipes: list[Recipe], stage_name: str, steps: int) -> list[dict[str, Any]]:
+    return [_observe_rank(recipe, stage_name, steps) for recipe in recipes]
 
 
 def _observe_rank(recipe: Recipe, stage_name: str, steps: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.parallel.observe import Observation, observe
+from tests.parallel.observe import Observation, assert_same, observe
 from tests.tiny import tiny_recipe
 
 STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4, "selection": "independent"}, "tune__compress": {"keep_ratio": 0.5}}
@@ -52,28 +52,13 @@ def _recipe(root: Path, sts: bool, recompute: bool, parallel: dict[str, Any], **
     )
 
 
-def _assert_same(found: Observation, expected: Observation) -> None:
-    assert found.skipped == expected.skipped
-    np.testing.assert_allclose(found.losses, expected.losses, rtol=2e-6)
-    np.testing.assert_allclose(found.grad_norms, expected.grad_norms, rtol=2e-5)
-    for kind in ("gradients", "weights"):
-        one, other = getattr(found, kind), getattr(expected, kind)
-        if kind == "weights" or one:
-            assert one.keys() == other.keys()
-        # Some gradients are zero but for rounding: a bias on keys shifts all scores of a query alike.
-        floor = 1e-4 * max((np.abs(values).max() for values in other.values()), default=0.0)
-        for key in one:
-            tolerance = 2e-5 * max(np.abs(other[key]).max(), floor)
-            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=tolerance, err_msg=f"{kind} {key}")
-
-
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
 @pytest.mark.parametrize("sts", [False, True], ids=["dense", "sts"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_trains_as_one_process(root, references, layout, sts, recompute):
     ranks, parallel = LAYOUTS[layout]
     found = observe(_recipe(root, sts, recompute, parallel), "tune", ranks)
-    _assert_same(found, references[sts, recompute])
+    assert_same(found, references[sts, recompute])
 
 
 def test_sts_skips_and_compresses_in_these_runs(references):
@@ -85,7 +70,7 @@ def test_sts_skips_and_compresses_in_these_runs(references):
 @pytest.mark.parametrize("sts", [False, True], ids=["dense", "sts"])
 def test_data_parallel_with_distributed_optimizer_trains_as_one_process(root, references, sts):
     found = observe(_recipe(root, sts, False, {}, optimizer={"epsilon": 1e-2, "distributed": True}), "tune", 2)
-    _assert_same(found, references[sts, False])
+    assert_same(found, references[sts, False])
 
 
 def test_recompute_changes_nothing(references):
@@ -102,7 +87,7 @@ def test_alignment_trains_the_projector_alone_in_every_layout(root):
     assert expected.gradients.keys() == {f"projector.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
     for layout in ("tp2_sp", "pp2_vp2", "tp2_pp2_sp"):
         ranks, parallel = LAYOUTS[layout]
-        _assert_same(observe(_recipe(root, False, False, parallel, **changes), "align", ranks), expected)
+        assert_same(observe(_recipe(root, False, False, parallel, **changes), "align", ranks), expected)
 
 
 def test_trained_tower_gets_the_same_gradients_under_sequence_parallelism(root):
@@ -110,7 +95,7 @@ def test_trained_tower_gets_the_same_gradients_under_sequence_parallelism(root):
     expected = observe(_recipe(root, False, False, {}, **changes), "tune", 1)
     assert any(key.startswith("vision.") for key in expected.gradients)
     found = observe(_recipe(root, False, False, LAYOUTS["tp2_sp"][1], **changes), "tune", 2)
-    _assert_same(found, expected)
+    assert_same(found, expected)
 
 
 def test_text_alone_trains_in_every_layout_and_leaves_the_projector_without_gradient(root):
@@ -121,7 +106,7 @@ def test_text_alone_trains_in_every_layout_and_leaves_the_projector_without_grad
     assert not any(np.any(values) for key, values in expected.gradients.items() if key.startswith("projector."))
     for layout in ("tp2_sp", "pp2_vp2"):
         ranks, parallel = LAYOUTS[layout]
-        _assert_same(observe(_recipe(root, True, False, parallel, **changes), "tune", ranks), expected)
+        assert_same(observe(_recipe(root, True, False, parallel, **changes), "tune", ranks), expected)
 
 
 def test_tied_embeddings_train_alike_at_both_ends_of_the_pipeline(root):
@@ -130,7 +115,7 @@ def test_tied_embeddings_train_alike_at_both_ends_of_the_pipeline(root):
     assert "output_layer.weight" not in expected.weights
     for layout in ("pp2", "tp2_pp2_sp"):
         ranks, parallel = LAYOUTS[layout]
-        _assert_same(observe(_recipe(root, True, False, parallel, **changes), "tune", ranks), expected)
+        assert_same(observe(_recipe(root, True, False, parallel, **changes), "tune", ranks), expected)
 
 
 def _tied() -> dict[str, Any]:

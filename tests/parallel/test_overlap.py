@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.parallel.observe import Observation, observe
-from tests.parallel.test_layouts import _assert_same
+from tests.parallel.observe import Observation, assert_same, observe
 from tests.tiny import ARCHITECTURE, tiny_recipe
 
 # Four groups of one layer: a step skips all layers, whole stages too, or none.
@@ -59,7 +58,7 @@ def test_overlap_changes_nothing_and_trains_as_one_process(root, case):
         np.testing.assert_array_equal(found.weights[key], values, err_msg=key)
     one = _observe(root, 1, {}, {}, changes)
     one.gradients.clear()
-    _assert_same(found, one)
+    assert_same(found, one)
 
 
 def test_overlapped_reduction_without_the_distributed_optimizer_changes_nothing(root):

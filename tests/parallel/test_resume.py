@@ -16,7 +16,7 @@ from megatron_sts.train.stages import train
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_recipe
 
-STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4}, "align__compress": {"keep_ratio": 0.5}}
+STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4}, "align__compress": {"strategy": "random", "keep_ratio": 0.5}}
 EVERY = {"checkpoint": {"every_steps": 2, "keep_last": 9}}
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_parameters": 3000}
 KEPT = (

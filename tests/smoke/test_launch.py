@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_sts.config import Recipe, resolved_yaml
+from megatron_sts.parallel.watchdog import LOST_RANK
 from megatron_sts.train.stages import train
 from tests.ranks import run_ranks
 from tests.smoke.network import Node, two_nodes, why_not_two_nodes
@@ -72,8 +73,9 @@ def test_two_nodes_train_as_one_and_a_lost_node_is_named_and_made_good(tmp_path)
         first.wait_for(recipe.output_dir / "checkpoints" / "align-00000002", seconds=90)
         nodes[1].kill()
         code, said = first.wait(0, seconds=60)
-        assert code == 1
-        assert "error: rank 0 ended with exit code 1" in said
+        assert code == LOST_RANK
+        assert f"error: rank 0 ended with exit code {LOST_RANK}" in said
+        assert "error: rank 1 (tensor 0, pipeline 1, data 0) has not answered for" in said
         assert f"error: {nodes[1].address} is node 1" in said and "ranks 1 to 1: look there first" in said
         assert 2 <= len(_losses(recipe)) < STEPS
 
@@ -126,13 +128,20 @@ STAND_INS = {
         while [ "$1" != bash ]; do shift; done
         SLURM_NODEID=0 "$@" & first=$!
         SLURM_NODEID=1 "$@" & second=$!
-        trap 'kill -TERM $first $second; wait; exit 143' TERM
-        wait $first && wait $second""",
-    "python": 'echo "$@" >>"started-$SLURM_NODEID"; [ -z "$ENDLESS" ] || exec sleep 60',
+        trap 'kill -TERM $first $second; trap - TERM; wait $first; code=$?; wait $second; exit $code' TERM
+        wait $first; code=$?
+        wait $second
+        exit $code""",
+    # Training: it ends with the code it is given, at once or at a signal.
+    "python": """
+        echo "$@" >>"started-$SLURM_NODEID"
+        [ -n "$ENDLESS" ] || exit "$CODE"
+        trap 'exit "$CODE"' TERM
+        for second in $(seq 60); do sleep 1 & wait $!; done""",
 }
 
 
-def _batch(directory: Path, endless: bool) -> subprocess.Popen[str]:
+def _batch(directory: Path, endless: bool, code: int = 0, restarts: int = 0) -> subprocess.Popen[str]:
     """slurm.sbatch with stand-ins for Slurm's commands and for Python."""
     for name, body in STAND_INS.items():
         (directory / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -142,6 +151,8 @@ def _batch(directory: Path, endless: bool) -> subprocess.Popen[str]:
         "PATH": f"{directory}:{os.environ['PATH']}",
         "PYTHON": str(directory / "python"),
         "ENDLESS": "yes" if endless else "",
+        "CODE": str(code),
+        "SLURM_RESTART_COUNT": str(restarts),
         "SLURM_JOB_ID": "70123",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_NODELIST": "near,far",
@@ -160,12 +171,22 @@ def test_a_batch_job_starts_one_agent_a_node(tmp_path):
     assert not (tmp_path / "scontrol.txt").exists()
 
 
-def test_a_batch_job_whose_time_is_over_ends_its_ranks_and_asks_for_another_turn(tmp_path):
-    job = _batch(tmp_path, endless=True)
+def test_a_batch_job_whose_time_is_over_lets_its_ranks_save_and_asks_for_another_turn(tmp_path):
+    job = _batch(tmp_path, endless=True, code=75)
     deadline = time.monotonic() + 20
     while not all((tmp_path / f"started-{node}").exists() for node in (0, 1)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    # The stand-in's trap stands a moment after its file.
+    time.sleep(0.2)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(20) == 143
+    assert job.wait(20) == 75
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 70123\n"
+
+
+@pytest.mark.parametrize(("code", "restarts", "again"), [(2, 0, False), (76, 4, True), (76, 5, False)])
+def test_a_batch_job_is_queued_again_after_a_lost_rank_but_not_for_ever_nor_after_a_mistake(
+    tmp_path, code, restarts, again
+):
+    assert _batch(tmp_path, endless=False, code=code, restarts=restarts).wait(20) == code
+    assert (tmp_path / "scontrol.txt").exists() == again

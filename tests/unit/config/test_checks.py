@@ -73,6 +73,7 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["parallel.context is 2", "context parallelism is not in this version", "parallel.context: 1"],
     ),
     ("check_not_in_this_version", ["precision=fp8"], ["precision is 'fp8'", "Transformer Engine", "bf16"]),
+    ("check_stop_after", ["stop_after={hours: 0}"], ["stop_after is 0 hours and 0 minutes", "remove the key"]),
     (
         "check_sequence_parallel",
         ["parallel.sequence_parallel=true"],
@@ -226,6 +227,41 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["stages.align.compress.keep_tokens is 37", "yields 36 visual tokens", "choose 1 to 36"],
     ),
     (
+        "check_compress",
+        ["stages.tune.compress={keep_ratio: 0.5, schedule: {start: 0.5, end: 1}}"],
+        ["stages.tune.compress gives both keep_ratio 0.5 and schedule", "at most one"],
+    ),
+    (
+        "check_compress",
+        ["stages.tune.compress={schedule: {kind: linear, start: 0.5}}"],
+        ["stages.tune.compress.schedule.end is missing", "kind 'linear' needs it"],
+    ),
+    (
+        "check_compress",
+        ["stages.tune.compress={schedule: {kind: steps, start: 0.5, values: [0.5, 1]}}"],
+        ["stages.tune.compress.schedule.start is given", "kind 'steps' does not use it"],
+    ),
+    (
+        "check_compress",
+        ["stages.tune.compress={strategy: mean_pool, keep_tokens: 9}"],
+        ["stages.tune.compress.keep_tokens is given", "window decides"],
+    ),
+    (
+        "check_compress",
+        ["stages.tune.compress={strategy: mean_pool, window: 7}"],
+        ["stages.tune.compress.window is 7", "6 x 6 patches"],
+    ),
+    (
+        "check_compress",
+        ["stages.tune.compress={strategy: mean_pool}", f"{VISION}.feature_select=full"],
+        ["stages.tune.compress.strategy is 'mean_pool'", "class token"],
+    ),
+    (
+        "check_compress",
+        ["stages.tune.compress={strategy: random, window: 2}"],
+        ["stages.tune.compress.window is 2", "set strategy: mean_pool"],
+    ),
+    (
         "check_max_tokens",
         ["stages.tune.data.max_tokens=5000"],
         ["stages.tune.data.max_tokens is 5000", "maximum_positions 4096", "lower max_tokens"],
@@ -256,6 +292,8 @@ ALLOWED = [
     ["stages.align.compress.keep_ratio=1"],
     ["stages.align.compress.keep_tokens=36"],
     ["stages.align.compress.strategy=none"],
+    ["stages.align.compress={strategy: mean_pool, window: 6}"],
+    ["stages.align.compress={strategy: text_guided, schedule: {kind: cosine, start: 0.25, end: 1}}"],
     ["stages.tune.data.max_tokens=4096"],
 ]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_sts.data import Encoded, collate
+from megatron_sts.data import Encoded, RawItem, collate
 
 IMAGE, PAD = 9, 0
 
@@ -15,7 +15,9 @@ def picture(value: float) -> torch.Tensor:
 def test_a_batch_by_hand() -> None:
     one = Encoded([1, IMAGE, 5, 6], [-100, -100, 5, 6])
     two = Encoded([1, IMAGE, 7, IMAGE, 8], [-100, -100, -100, -100, 8])
-    batch = collate([(one, [picture(1)]), (two, [picture(2), picture(3)])], 3, 10, IMAGE, PAD)
+    batch = collate(
+        [RawItem(one, [picture(1)], 4), RawItem(two, [picture(2), picture(3)], 7, [5, 6])], 3, 10, IMAGE, PAD
+    )
     assert batch.tokens.tolist() == [
         [1, 9, 9, 9, 5, 6, 0, 0, 0, 0],
         [1, 9, 9, 9, 7, 9, 9, 9, 8, 0],
@@ -27,6 +29,8 @@ def test_a_batch_by_hand() -> None:
     assert batch.image_rows.tolist() == [0, 1, 1]
     assert batch.image_starts.tolist() == [1, 1, 5]
     assert batch.visual_tokens == 3
+    assert batch.image_samples.tolist() == [[4, 0], [7, 0], [7, 1]]
+    assert batch.guides.tolist() == [[-1, -1], [5, 6], [5, 6]]
     assert batch.pixels is not None
     assert batch.pixels.shape == (3, 3, 2, 2) and batch.pixels.dtype == torch.float32
     assert batch.pixels[:, 0, 0, 0].tolist() == [1, 2, 3]
@@ -35,12 +39,12 @@ def test_a_batch_by_hand() -> None:
 
 
 def test_the_first_answer_token_is_predicted_at_the_last_image_slot() -> None:
-    batch = collate([(Encoded([IMAGE, 4], [-100, 4]), None)], 5, 6, IMAGE, PAD)
+    batch = collate([RawItem(Encoded([IMAGE, 4], [-100, 4]), None)], 5, 6, IMAGE, PAD)
     assert batch.labels.tolist() == [[-100, -100, -100, -100, 4, -100]]
 
 
 def test_a_batch_may_fill_its_length_exactly() -> None:
-    batch = collate([(Encoded([3, 4], [3, 4]), [])], 5, 2, IMAGE, PAD)
+    batch = collate([RawItem(Encoded([3, 4], [3, 4]), [])], 5, 2, IMAGE, PAD)
     assert batch.tokens.tolist() == [[3, 4]]
     # Nothing predicts the first token, and the last position has nothing left to predict.
     assert batch.labels.tolist() == [[4, -100]]
@@ -48,24 +52,24 @@ def test_a_batch_may_fill_its_length_exactly() -> None:
 
 def test_without_pixels_the_layout_is_the_same() -> None:
     encoded = Encoded([1, IMAGE, 5], [-100, -100, 5])
-    with_pixels = collate([(encoded, [picture(1)])], 2, 6, IMAGE, PAD)
-    without = collate([(encoded, None)], 2, 6, IMAGE, PAD)
+    with_pixels = collate([RawItem(encoded, [picture(1)])], 2, 6, IMAGE, PAD)
+    without = collate([RawItem(encoded, None)], 2, 6, IMAGE, PAD)
     assert without.pixels is None
     assert torch.equal(with_pixels.tokens, without.tokens) and torch.equal(with_pixels.labels, without.labels)
     assert torch.equal(with_pixels.image_starts, without.image_starts)
 
 
 def test_text_alone_has_no_images() -> None:
-    batch = collate([(Encoded([1, 5], [-100, 5]), [])], 2, 4, IMAGE, PAD)
+    batch = collate([RawItem(Encoded([1, 5], [-100, 5]), [])], 2, 4, IMAGE, PAD)
     assert batch.pixels is None
     assert batch.image_rows.shape == batch.image_starts.shape == (0,)
 
 
 def test_a_row_longer_than_the_step_is_our_mistake() -> None:
     with pytest.raises(AssertionError, match="5 positions do not fit the step's length 4"):
-        collate([(Encoded([1, IMAGE], [-100, -100]), None)], 4, 4, IMAGE, PAD)
+        collate([RawItem(Encoded([1, IMAGE], [-100, -100]), None)], 4, 4, IMAGE, PAD)
 
 
 def test_pictures_that_do_not_match_the_marks_are_our_mistake() -> None:
     with pytest.raises(AssertionError, match="2 pictures for 1 images"):
-        collate([(Encoded([IMAGE], [-100]), [picture(1), picture(2)])], 1, 4, IMAGE, PAD)
+        collate([RawItem(Encoded([IMAGE], [-100]), [picture(1), picture(2)])], 1, 4, IMAGE, PAD)

@@ -6,7 +6,17 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_sts.data import TEMPLATES, Encoded, Sample, Template, encode, image_token_id, pad_token_id
+from megatron_sts.data import (
+    TEMPLATES,
+    Encoded,
+    Sample,
+    Template,
+    Turn,
+    encode,
+    encode_guide,
+    image_token_id,
+    pad_token_id,
+)
 from megatron_sts.errors import DataError
 
 MakeSample = Callable[..., Sample]
@@ -158,3 +168,18 @@ def test_padding_falls_back_to_the_end_of_sequence_token(word_tokenizer: PreTrai
     assert pad_token_id(word_tokenizer) == word_tokenizer.pad_token_id
     assert pad_token_id(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")) == 1
     assert pad_token_id(PreTrainedTokenizerFast(tokenizer_object=backend)) == 0
+
+
+def test_the_guide_is_the_human_turns_alone_also_where_the_template_drops_them(
+    word_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    turns = (("<image>\ndescribe it", "red"), ("is it <image> dark", "blue"))
+    samples = [
+        Sample("s", tuple(turn for q, a in turns for turn in (Turn("human", q), Turn("assistant", a + more))), ())
+        for more in ("", " and green")
+    ]
+    guides = [encode_guide(sample, word_tokenizer) for sample in samples]
+    # Changed answers change nothing.
+    assert guides[0] == guides[1]
+    assert guides[0] == word_tokenizer("describe it\nis it   dark", add_special_tokens=False)["input_ids"]
+    assert encode_guide(Sample("s", (Turn("human", "<image>"), Turn("assistant", "red")), ()), word_tokenizer) == []

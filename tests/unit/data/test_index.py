@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_sts.data import TEMPLATES, Sample, SampleIndex, collate, encode, image_token_id, measure_samples
+from megatron_sts.data import TEMPLATES, RawItem, Sample, SampleIndex, collate, encode, image_token_id, measure_samples
 from megatron_sts.errors import DataError
 
 MakeSample = Callable[..., Sample]
@@ -54,7 +54,7 @@ def test_lengths_and_supervised_tokens_are_those_of_the_batch(
     index = measure_samples([sample], VICUNA, tokenizer, None, image_folder)
     encoded = encode(sample, VICUNA, tokenizer)
     length = int(index.lengths(7)[0])
-    batch = collate([(encoded, None)], 7, length, image_token_id(tokenizer), 0)
+    batch = collate([RawItem(encoded, None)], 7, length, image_token_id(tokenizer), 0)
     assert (batch.labels != -100).sum().item() == index.supervised[0]
 
 

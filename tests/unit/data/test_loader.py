@@ -60,7 +60,7 @@ def content(loader: MicroBatchLoader) -> list[list[list[tuple[list[int], float |
     """Of each item the tokens and the colour of its picture."""
     return [
         [
-            [(encoded.token_ids, None if not pixels else pixels[0][0, 0, 0].item()) for encoded, pixels in items]
+            [(item.encoded.token_ids, item.pictures[0][0, 0, 0].item() if item.pictures else None) for item in items]
             for items in step
         ]
         for step in loader
@@ -166,7 +166,7 @@ def test_what_goes_to_a_worker_can_be_pickled(make_loader: Callable[..., MicroBa
     # Where processes are spawned rather than forked, the data set travels.
     dataset: Any = make_loader()._loader.dataset
     copied = pickle.loads(pickle.dumps(dataset))
-    assert copied[0][0][0] == dataset[0][0][0]
+    assert copied[0][0].encoded == dataset[0][0].encoded
 
 
 def test_a_batch_that_does_not_divide_is_refused_at_once(

@@ -24,10 +24,12 @@ from megatron_sts.hf.families import LANGUAGES
 from megatron_sts.model.build import build_chunks
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.groups import group_collection, start_groups
+from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import full_plan
 from megatron_sts.train.checkpoint import load_checkpoint
-from megatron_sts.train.loop import Start, train_stage
+from megatron_sts.train.loop import Running, Start, train_stage
 from megatron_sts.train.stage_data import StageData
+from megatron_sts.train.stopping import StopRequests
 from tests.ranks import run_ranks
 from tests.tiny import tiny_data, tiny_tokenizer
 from tests.unit.hf.sources import IMAGE_TOKEN_ID, VISUAL_TOKENS, VOCABULARY, make_llava, nothing, write_llava
@@ -106,6 +108,8 @@ def _own_logits(model: MultimodalModel, tokens: list[int], pixels: Tensor) -> Te
         image_rows=torch.zeros(1, dtype=torch.int64),
         image_starts=torch.tensor([tokens.index(IMAGE_TOKEN_ID)]),
         visual_tokens=VISUAL_TOKENS,
+        image_samples=torch.zeros(1, 2, dtype=torch.int64),
+        guides=torch.zeros(1, 0, dtype=torch.int64),
     )
     model.eval().set_plan(full_plan(VISUAL_TOKENS))
     with torch.no_grad():
@@ -195,7 +199,8 @@ def _train(recipes: list[Recipe], pixels: Tensor) -> list[dict[str, Any]]:
         place = start_groups(recipe.parallel, recipe.seed)
         stage = recipe.stages[0]
         data = StageData(recipe, stage)
-        train_stage(recipe, stage, data, Start(recipe.model.init, 0, resumes=False), place)
+        running = Running(StopRequests(recipe), Watchdog(place, recipe.parallel.timeout_minutes * 60))
+        train_stage(recipe, stage, data, Start(recipe.model.init, 0, resumes=False), place, running)
         result: dict[str, Any] = {}
         if place.world_size == 1:
             model = _loaded(recipe, checkpoint_root(recipe) / "tune-00000002")

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from megatron_sts.config import Recipe
-from megatron_sts.data import TEMPLATES, Sample, Turn, collate, encode, image_token_id, load_image_processor
+from megatron_sts.data import TEMPLATES, RawItem, Sample, Turn, collate, encode, image_token_id, load_image_processor
 from megatron_sts.hf import export_checkpoint
 from megatron_sts.model.build import build_chunks
 from megatron_sts.parallel.groups import group_collection, start_groups
@@ -36,7 +36,7 @@ def _train_and_forward(recipe: Recipe, pixels: Tensor) -> tuple[Path, np.ndarray
     visual_tokens = recipe.architecture.visual_tokens
     encoded = encode(SAMPLE, TEMPLATES["vicuna_v1"], tokenizer)
     length = len(encoded.token_ids) + visual_tokens - 1
-    batch = collate([(encoded, [pixels])], visual_tokens, length, image_token_id(tokenizer), 3)
+    batch = collate([RawItem(encoded, [pixels])], visual_tokens, length, image_token_id(tokenizer), 3)
     model = chunks[0].eval()
     model.set_plan(full_plan(visual_tokens))
     with torch.no_grad():

@@ -7,50 +7,49 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_sts.model.merge import VisualRows, merge, visual_rows
-from megatron_sts.sts import uniform_indices
 
 
 def entries(rows: VisualRows) -> list[tuple[int, ...]]:
-    """(image, token, position, row) of each visual token."""
-    columns = (rows.image, rows.token, rows.position, rows.row)
+    """(image, slot, position, row) of each visual token."""
+    columns = (rows.image, rows.slot, rows.position, rows.row)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-# Two rows; images 0 and 1 in row 0 at positions 1 and 6, image 2 in row 1 at position 0; tokens 0, 3, 5 are kept.
-IMAGE_ROWS, IMAGE_STARTS, KEPT = torch.tensor([0, 0, 1]), torch.tensor([1, 6, 0]), (0, 3, 5)
+# Two rows; images 0 and 1 in row 0 at positions 1 and 6, image 2 in row 1 at position 0; each keeps 3 tokens.
+IMAGE_ROWS, IMAGE_STARTS, KEPT = torch.tensor([0, 0, 1]), torch.tensor([1, 6, 0]), 3
 
 
 def test_whole_sequence():
     assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, ((0, 10),))) == [
         (0, 0, 1, 0),
-        (0, 3, 2, 0),
-        (0, 5, 3, 0),
+        (0, 1, 2, 0),
+        (0, 2, 3, 0),
         (1, 0, 6, 0),
-        (1, 3, 7, 0),
-        (1, 5, 8, 0),
+        (1, 1, 7, 0),
+        (1, 2, 8, 0),
         (2, 0, 0, 1),
-        (2, 3, 1, 1),
-        (2, 5, 2, 1),
+        (2, 1, 1, 1),
+        (2, 2, 2, 1),
     ]
 
 
 def test_chunk_holds_its_own_positions_counted_from_its_start():
     assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, ((2, 7),))) == [
-        (0, 3, 0, 0),
-        (0, 5, 1, 0),
+        (0, 1, 0, 0),
+        (0, 2, 1, 0),
         (1, 0, 4, 0),
-        (2, 5, 0, 1),
+        (2, 2, 0, 1),
     ]
 
 
 def test_chunk_of_two_ranges_counts_on_from_the_first():
     assert entries(visual_rows(IMAGE_ROWS, IMAGE_STARTS, KEPT, ((1, 3), (7, 10)))) == [
         (0, 0, 0, 0),
-        (0, 3, 1, 0),
-        (1, 3, 2, 0),
-        (1, 5, 3, 0),
-        (2, 3, 0, 1),
-        (2, 5, 1, 1),
+        (0, 1, 1, 0),
+        (1, 1, 2, 0),
+        (1, 2, 3, 0),
+        (2, 1, 0, 1),
+        (2, 2, 1, 1),
     ]
 
 
@@ -61,20 +60,18 @@ def test_chunk_without_visual_tokens_is_empty():
 
 
 @given(
-    total=st.integers(1, 20),
-    share=st.floats(0.05, 1),
+    kept=st.integers(1, 20),
     starts=st.lists(st.integers(0, 25), max_size=4),
     cuts=st.lists(st.integers(0, 48), max_size=4),
 )
-def test_chunks_together_are_the_whole(total, share, starts, cuts):
-    kept = uniform_indices(total, max(1, int(total * share)))
+def test_chunks_together_are_the_whole(kept, starts, cuts):
     image_rows, image_starts = torch.arange(len(starts)), torch.tensor(starts, dtype=torch.int64)
     borders = sorted({0, 48, *cuts})
     found = []
     for start, end in pairwise(borders):
         chunk = entries(visual_rows(image_rows, image_starts, kept, ((start, end),)))
         assert all(0 <= position < end - start for _, _, position, _ in chunk)
-        found += [(image, token, position + start, row) for image, token, position, row in chunk]
+        found += [(image, slot, position + start, row) for image, slot, position, row in chunk]
     assert sorted(found) == sorted(entries(visual_rows(image_rows, image_starts, kept, ((0, 48),))))
 
 

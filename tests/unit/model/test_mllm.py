@@ -21,7 +21,8 @@ def _batch(pixels: Tensor | None) -> Batch:
     tokens = torch.arange(24).view(2, 12) % 20
     rows, starts = ([0, 1, 1], [1, 0, 6]) if pixels is not None else ([], [])
     places = (torch.tensor(column, dtype=torch.int64) for column in (rows, starts))
-    return Batch(tokens, tokens, pixels, *places, visual_tokens=len(KEPT))
+    ids = torch.zeros(len(rows), 2, dtype=torch.int64)
+    return Batch(tokens, tokens, pixels, *places, visual_tokens=len(KEPT), image_samples=ids, guides=ids[:, :0])
 
 
 def _start(recipe: Recipe) -> MultimodalModel:

@@ -35,17 +35,39 @@ def test_recomputation_adds_to_the_backward_pass(make, recompute, again):
     assert costs.layer.backward == 2 * (2 * MATRICES + 2 * ATTENTION + again)
 
 
-def test_tensor_parallel_ranks_share_layers_and_logits_but_not_the_tower(make):
+def test_tensor_parallel_ranks_share_layers_logits_and_the_images_of_the_tower(make):
     one, eight = make(), make(parallel={"tensor": 8})
     alone, shared = (micro_batch_costs(recipe, recipe.stage("tune"), 576) for recipe in (one, eight))
     assert shared.layer.total == pytest.approx(alone.layer.total / 8)
     assert shared.last.total == pytest.approx(alone.last.total / 8)
-    assert shared.first == alone.first
+    # Two images for eight ranks: the busiest rank has one; all project every kept token.
+    projector = 2 * 576 * (1024 * 4096 + 4096 * 4096) * 2
+    tower = alone.first.forward - projector
+    assert shared.first.forward == pytest.approx(tower / 2 + projector)
+    assert shared.first.backward == alone.first.backward
     # 8 ranks: 916 tokens are padded to 920, and each rank projects its own chunk's.
     sequence = make(parallel={"tensor": 8, "sequence_parallel": True})
     chunked = micro_batch_costs(sequence, sequence.stage("tune"), 576)
-    projector = 2 * 576 * (1024 * 4096 + 4096 * 4096) * 2
-    assert alone.first.forward - chunked.first.forward == pytest.approx(projector * 7 / 8)
+    assert chunked.first.forward == pytest.approx(tower / 2 + projector / 8)
+
+
+def test_a_trained_tower_is_shared_out_only_under_sequence_parallelism(make):
+    trained = {"tune__trains": ["vision"], "tune__learning_rate": {"projector": None, "language": None, "vision": 1e-3}}
+    alone, shared, chunked = (
+        make(parallel=parallel, **trained) for parallel in ({}, {"tensor": 2}, {"tensor": 2, "sequence_parallel": True})
+    )
+    first = [micro_batch_costs(recipe, recipe.stage("tune"), 576).first for recipe in (alone, shared, chunked)]
+    assert first[1] == first[0]
+    assert first[2].total == pytest.approx(first[0].total / 2)
+
+
+def test_scoring_for_text_guided_adds_one_projection_of_all_tokens(make):
+    costs = []
+    for strategy in ("uniform", "text_guided"):
+        recipe = make(tune__compress={"strategy": strategy, "keep_ratio": 0.25})
+        costs.append(micro_batch_costs(recipe, recipe.stage("tune"), 144).first)
+    assert costs[1].forward - costs[0].forward == pytest.approx(2 * 2 * 576 * (1024 * 4096 + 4096 * 4096))
+    assert costs[1].backward == pytest.approx(costs[0].backward)
 
 
 def test_all_parts_together_are_the_step(make):

@@ -38,11 +38,13 @@ def _count(recipe: Recipe, trains: tuple[str, ...], plan: StepPlan) -> dict[str,
         image_rows=torch.arange(SAMPLES),
         image_starts=torch.tensor([2, 3]),
         visual_tokens=plan.visual_tokens,
+        image_samples=torch.zeros(SAMPLES, 2, dtype=torch.int64),
+        guides=torch.zeros(SAMPLES, 0, dtype=torch.int64),
     )
     # torch does not count its fused attention on a CPU; taken apart it is two batched matrix products.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as tower:
-            features = model.vision(batch.pixels) if "vision" in trains else model._features(batch.pixels)
+            features = model.vision(batch.pixels) if "vision" in trains else model.vision(batch.pixels).detach()
             if "vision" in trains:
                 features.sum().backward()
         with FlopCounterMode(display=False) as counter:
