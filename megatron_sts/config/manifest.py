@@ -34,7 +34,8 @@ def entries_of(checkpoint: Path, names: Sequence[str]) -> dict[str, FileEntry]:
 
 def write_manifest(checkpoint: Path, entries: Mapping[str, FileEntry]) -> None:
     """Write the manifest of a checkpoint, the last of its files."""
-    content = {"format": _FORMAT, "files": {name: asdict(entries[name]) for name in sorted(entries)}}
+    files = {name: asdict(entries[name]) for name in sorted(entries)}
+    content = {"format": _FORMAT, "files": files, "sha256": _hash_of_entries(files)}
     file = checkpoint / MANIFEST_FILE
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_through(file)
@@ -48,6 +49,8 @@ def read_manifest(checkpoint: Path) -> dict[str, FileEntry]:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']!r}, this version reads {_FORMAT}")
+        if content["sha256"] != _hash_of_entries(content["files"]):
+            raise ValueError("its bytes are not those that were written (SHA-256)")
         return {
             str(name): FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()
         }
@@ -94,6 +97,11 @@ def write_through(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _hash_of_entries(files: Mapping[str, object]) -> str:
+    """The manifest's own hash, so that damage to it is not laid to the files it speaks of."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _entry(file: Path, write_through: bool = False) -> FileEntry:

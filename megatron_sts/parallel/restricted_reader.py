@@ -1,8 +1,4 @@
-"""Reads torch_dist checkpoints without ever running code from them.
-
-torch reads `.metadata`, and every object that is no tensor, by plain pickle. Here `.metadata` is read by an unpickler
-that knows its records alone, and the objects of a checkpoint are looked at before megatron-core loads them.
-"""
+"""Distributed checkpoints are read without running what they hold: `.metadata` and stored objects are pickles."""
 
 import importlib
 import io
@@ -12,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from megatron_sts.errors import CheckpointError
 
 METADATA_FILE = ".metadata"
-
+COMMON_FILE = "common.pt"
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -29,40 +27,78 @@ READ_ERRORS = (
     pickle.UnpicklingError,
 )
 """What torch raises where a file is cut short or is none of its own."""
+_BYTE_TENSOR = torch.uint8
+_RECIPES = "transformer_engine.common.recipe"
 
 
-def check_free_of_code(checkpoint: Path) -> None:
-    """Raise CheckpointError where loading a checkpoint would run code, or one of its objects cannot be read.
+def check_holds_no_code(checkpoint: Path) -> None:
+    """Raise CheckpointError, naming the file, where a pickle in a distributed checkpoint is more than plain values.
 
-    The metadata has only its own records, and every object in the checkpoint is one that torch loads with
-    `weights_only`: tensors and plain values.
+    megatron-core and torch read `.metadata` and stored objects by plain pickle. Whatever passes here, by readers that
+    know plain values and tensors alone, cannot run anything there.
     """
-    metadata = RestrictedReader(checkpoint).read_metadata()
-    for key, entry in metadata.state_dict_metadata.items():
-        if not isinstance(entry, BytesStorageMetadata):
+    reader = RestrictedReader(checkpoint)
+    metadata = reader.read_metadata()
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    keys = {key for key, entry in metadata.state_dict_metadata.items() if isinstance(entry, BytesStorageMetadata)}
+    nowhere = torch.Size([0])
+    for index, info in (metadata.storage_data or {}).items():
+        if index.fqn not in keys:
             continue
+        item = ReadItem(LoadItemType.BYTE_IO, index, nowhere, index, nowhere, nowhere)
         try:
-            place = metadata.storage_data[MetadataIndex(key)]
-            file = (checkpoint / place.relative_path).resolve()
-            if not file.is_relative_to(checkpoint.resolve()):
-                raise ValueError(f"{place.relative_path} is outside the checkpoint")
-            with file.open("rb") as stream:
-                stream.seek(place.offset)
-                torch.load(io.BytesIO(stream.read(place.length)), map_location="cpu", weights_only=True)
-        except (*READ_ERRORS, AttributeError, TypeError) as error:
-            # torch's own words on what to do about it are not for a user of checkpoints.
-            reason = str(error).partition("\n")[0]
-            raise CheckpointError(
-                f"{checkpoint}: the object {key} is refused, because loading it could run code, or it is damaged "
-                f"({type(error).__name__}: {reason}); use another checkpoint"
-            ) from error
+            reader.read_data(LoadPlan([item]), _ObjectChecker()).wait()
+        except (*READ_ERRORS, TypeError, AttributeError, ImportError) as error:
+            raise _refused(checkpoint / info.relative_path, f"{index.fqn}: {error}") from error
+    try:
+        torch.load(checkpoint / COMMON_FILE, map_location="cpu", weights_only=True)
+    except (*READ_ERRORS, TypeError, AttributeError) as error:
+        raise _refused(checkpoint / COMMON_FILE, str(error)) from error
+
+
+def _refused(file: Path, reason: str) -> CheckpointError:
+    first_line = reason.strip().partition("\n")[0]
+    return CheckpointError(f"{file}: missing, damaged or more than plain values ({first_line}); use another checkpoint")
+
+
+class _ObjectChecker(DefaultLoadPlanner):
+    """Reads stored objects by restricted loaders, and keeps none."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        found = torch.load(value, map_location="cpu", weights_only=True)
+        # Transformer Engine keeps FP8 state as a pickle in a tensor of bytes, and reads that by plain pickle.
+        if isinstance(found, torch.Tensor) and found.dtype == _BYTE_TENSOR and found.numel() > 0:
+            _ExtraStateUnpickler(io.BytesIO(found.numpy().tobytes())).load()
+
+
+class _ExtraStateUnpickler(pickle.Unpickler):
+    """Knows tensors, plain values and Transformer Engine's recipes."""
+
+    _TENSORS = frozenset([("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict"), ("torch", "Size")])
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._TENSORS:
+            return super().find_class(module, name)
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _load_storage
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
+        if module == _RECIPES and "." not in name:
+            found = getattr(importlib.import_module(module), name, None)
+            if isinstance(found, type) and found.__module__ == module:
+                return found
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}")
+
+
+def _load_storage(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 class RestrictedReader(FileSystemReader):
     """A reader that never runs code from a checkpoint: torch reads `.metadata` by plain pickle."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The checkpoint's metadata; CheckpointError where it is missing, damaged or would run code."""
+        """`.metadata`; CheckpointError where it is damaged, holds more than records, or names files elsewhere."""
         file = Path(self.path) / METADATA_FILE
         try:
             with file.open("rb") as stream:
@@ -72,6 +108,9 @@ class RestrictedReader(FileSystemReader):
         except (*READ_ERRORS, IndexError, TypeError, AttributeError, ImportError) as error:
             raise CheckpointError(f"{file}: cannot be read ({error}); use another checkpoint") from error
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        for info in (metadata.storage_data or {}).values():
+            if Path(info.relative_path).name != info.relative_path:
+                raise CheckpointError(f"{file}: refers to {info.relative_path!r}, which is not in the checkpoint")
         return metadata
 
 

@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron_sts.config import Recipe
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.mllm import MultimodalModel
-from megatron_sts.parallel.restricted_reader import READ_ERRORS, check_free_of_code
+from megatron_sts.parallel.restricted_reader import READ_ERRORS, check_holds_no_code
 from megatron_sts.parallel.together import rank_zero_does
 from megatron_sts.train.checkpoint_directory import CheckpointDirectory
 from megatron_sts.train.optimizer import StageOptimizer
@@ -40,7 +40,7 @@ def load_checkpoint(
 
     Raises CheckpointError where the checkpoint is of another model, damaged, or holds something that could run code.
     """
-    rank_zero_does(lambda: check_free_of_code(path))
+    rank_zero_does(lambda: check_holds_no_code(path))
     wanted = _sharded_state(chunks, optimizer, is_loading=True)
     try:
         state = dist_checkpointing.load(wanted, str(path))
