@@ -18,6 +18,8 @@ LLaVA json / jsonl
     |  collate         image slots expanded, labels shifted, padded to the step's length
     v
   Batch
+
+Beside the way: check looks at data before a run, pack writes it as shards.
 """
 
 from megatron_sts.data.collate import NO_TOKEN, Batch, RawItem, collate
@@ -38,7 +40,7 @@ from megatron_sts.data.llava_json import BadRecord, read_llava_json, sample_of_r
 from megatron_sts.data.loader import MicroBatchLoader
 from megatron_sts.data.pixel_cache import PixelCache
 from megatron_sts.data.sample import IMAGE_TOKEN, Sample, Turn, placed_images
-from megatron_sts.data.sampler import StepSampler, rank_slice
+from megatron_sts.data.sampler import LengthGroups, StepSampler, rank_slice
 from megatron_sts.data.templates import TEMPLATES, Segment, Template, find_template
 from megatron_sts.data.tokenizer import load_tokenizer
 
@@ -53,6 +55,7 @@ __all__ = [
     "Fitted",
     "FittedSamples",
     "ImageReader",
+    "LengthGroups",
     "MicroBatchLoader",
     "PixelCache",
     "RawItem",
