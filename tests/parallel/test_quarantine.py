@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from megatron_sts.config import LATEST_FILE, Recipe, StageConfig, checkpoint_path, checkpoint_root
 from megatron_sts.train.stages import train
-from tests.parallel.observe import assert_same, observe
+from tests.parallel.observe import observe
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_data, tiny_recipe
 
@@ -48,7 +49,10 @@ def alone(root: Path) -> Any:
 def test_layouts_leave_the_same_out(root: Path, alone: Any, layout: str) -> None:
     parallel, ranks = LAYOUTS[layout]
     recipe = _recipe(root, parallel=parallel, output_dir=str(root / layout))
-    assert_same(observe(recipe, "tune", ranks, steps=4), alone)
+    together = observe(recipe, "tune", ranks, steps=4)
+    # The later losses tell of the weights; Adam makes whole steps of gradients that are rounding alone.
+    np.testing.assert_allclose(together.losses, alone.losses, rtol=2e-6)
+    np.testing.assert_allclose(together.grad_norms, alone.grad_norms, rtol=2e-5)
     found = _lines(recipe, "quarantine.jsonl")
     assert {bad["id"] for bad in found} == set(BAD) and len(found) == len(BAD)
     assert all("cannot be decoded" in bad["problem"] for bad in found)
