@@ -3,6 +3,7 @@
 It only wires: visual_tokens.py has the way of the visual tokens to their ranks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
@@ -13,10 +14,13 @@ from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor
 
 from megatron_sts.data import Batch
+from megatron_sts.model.packing import packed_parameters
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.skippable_layer import hand_down_plan
 from megatron_sts.model.vision import VisionTower
 from megatron_sts.model.visual_tokens import VisualTokens
+from megatron_sts.parallel.chunk import take
+from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
 
 
@@ -50,7 +54,7 @@ class MultimodalModel(MegatronModule):
         self._plan: StepPlan | None = None
         self.visual: VisualTokens | None = None
         if vision is not None and projector is not None:
-            self.visual = VisualTokens(vision, projector, language, groups.tp, config)
+            self.visual = VisualTokens(vision, projector, language, groups.tp, groups.cp, config)
 
     def set_plan(self, plan: StepPlan) -> None:
         """Hand the step's plan down: to the layers, and to the selection of visual tokens."""
@@ -65,25 +69,37 @@ class MultimodalModel(MegatronModule):
         """The tied embedding, whose gradients megatron-core sums over the first and the last stage."""
         return self.language.shared_embedding_or_output_weight()
 
-    def forward(self, batch: Batch | None, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, batch: Batch | None, labels: Tensor | None = None, segments: Sequence[int] | None = None
+    ) -> Tensor:
         """One micro-batch through this chunk.
 
+        The batch holds whole sequences; s is what a context-parallel rank holds of them.
         1. First chunk: embed the text, select, project and merge the visual tokens of the own sequence chunk.
         2. Run the chunk's layers; those that the plan skips are the identity.
         3. Last chunk: with labels [b, s] the loss per token [b, s], without the logits [b, s, V / t].
         Other chunks return hidden states [s, b, h] (s divided by t under sequence parallelism).
+        segments: lengths, s in sum, of the samples that lie end to end in a micro-batch of one row: each attends to
+        itself alone, with positions of its own.
         """
         embedded = None
         if self.pre_process:
             assert batch is not None
             embedded = self._embed(batch)
         return self.language(
-            input_ids=None, position_ids=None, attention_mask=None, decoder_input=embedded, labels=labels
+            input_ids=None,
+            position_ids=None,
+            attention_mask=None,
+            decoder_input=embedded,
+            labels=labels,
+            packed_seq_params=None if segments is None else packed_parameters(segments),
         )
 
     def _embed(self, batch: Batch) -> Tensor:
         assert self._plan is not None and self.visual is not None
-        text = self.language.embedding(input_ids=batch.tokens, position_ids=None)
+        context = self.pg_collection.cp
+        held = own_ranges(batch.tokens.size(1), context_rank=context.rank(), context_size=context.size())
+        text = self.language.embedding(input_ids=take(batch.tokens, held), position_ids=None)
         return self.visual.embed_into(text, batch, self._plan)
 
     def sharded_state_dict(

@@ -79,8 +79,15 @@ def train_stage(
             waited = time.perf_counter() - asked
             plan = data.planner.plan(step)
             rate = parts.optimizer.learning_rate
+            shape = data.shape(plan)
             result = parts.step.run(
-                plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length, running.requests.reason
+                plan,
+                batches,
+                micro_batches,
+                stage.batch.micro,
+                shape.length,
+                running.requests.reason,
+                shape.own_segments(place),
             )
             now = time.perf_counter()
             progress.record(_figures(stage, data, plan, result, rate, now - began, waited))
@@ -105,7 +112,8 @@ def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) ->
     return (
         f"{stage.name}: {samples}, {data.total_steps:,} steps of {stage.batch.global_size}, "
         f"trains {', '.join(stage.trains)}; tensor {place.tensor_size} x pipeline {place.pipeline_size} x "
-        f"data {place.data_size}; {origin}" + (f", after step {start.step}" if start.resumes else "")
+        f"context {place.context_size} x data {place.data_size}; {origin}"
+        + (f", after step {start.step}" if start.resumes else "")
     )
 
 

@@ -27,6 +27,7 @@ _STAGE_MAY_CHANGE = (
     "data.images",
     "data.workers",
     "data.max_bad_records",
+    "data.packing",
     "data.samples",
     "data.text_tokens",
     "batch.micro",
