@@ -115,7 +115,9 @@ class MicroBatchLoader:
         try:
             return next(loaded)
         except RuntimeError as error:
-            # DataLoader's word for a worker that was killed, by the system for want of memory as a rule.
+            # DataLoader has no class of its own for a worker that was killed, by the system for want of memory as a rule.
+            if "DataLoader worker" not in str(error):
+                raise
             raise DataError(
                 f"data.workers: found {self._loader.num_workers}, and one of these processes was lost ({error}); give "
                 "the machine more memory or the run fewer workers, and start it again"
