@@ -115,7 +115,7 @@ class MicroBatchLoader:
         try:
             return next(loaded)
         except RuntimeError as error:
-            # DataLoader has no class of its own for a worker that was killed, by the system for want of memory as a rule.
+            # DataLoader has no class of its own for a worker that was killed, for want of memory as a rule.
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
