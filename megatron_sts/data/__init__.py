@@ -18,6 +18,8 @@ LLaVA json / jsonl
     |  collate         image slots expanded, labels shifted, padded to the step's length
     v
   Batch
+
+Beside the way: check looks at data before a run, pack writes it as shards.
 """
 
 from megatron_sts.data.collate import NO_TOKEN, Batch, RawItem, collate
@@ -39,7 +41,7 @@ from megatron_sts.data.loader import MicroBatchLoader
 from megatron_sts.data.packing import cut_by_length, with_tail
 from megatron_sts.data.pixel_cache import PixelCache
 from megatron_sts.data.sample import IMAGE_TOKEN, Sample, Turn, placed_images
-from megatron_sts.data.sampler import StepSampler, rank_slice
+from megatron_sts.data.sampler import LengthGroups, StepSampler, rank_slice
 from megatron_sts.data.templates import TEMPLATES, Segment, Template, find_template
 from megatron_sts.data.tokenizer import load_tokenizer
 
@@ -54,6 +56,7 @@ __all__ = [
     "Fitted",
     "FittedSamples",
     "ImageReader",
+    "LengthGroups",
     "MicroBatchLoader",
     "PixelCache",
     "RawItem",

@@ -1,7 +1,7 @@
 """From encoded conversations to one padded micro-batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,13 +18,21 @@ class RawItem:
     """An encoded conversation and what belongs to it.
 
     pictures: each float32 [3, H, W]; None where this rank needs no pixels. sample_index: its number in the stage's
-    data. guide_token_ids: the words of its human turns, where visual tokens are chosen by them.
+    data. guide_token_ids: the words of its human turns, where visual tokens are chosen by them. problem: why a picture
+    of it cannot be read; None where all can.
     """
 
     encoded: Encoded
     pictures: list[Tensor] | None
     sample_index: int = 0
     guide_token_ids: list[int] = field(default_factory=list)
+    problem: str | None = None
+
+    def blank(self) -> "RawItem":
+        """The same shapes without content: pictures of zeros, and no label, so that it teaches nothing."""
+        silent = Encoded(self.encoded.token_ids, [IGNORED_LABEL] * len(self.encoded.labels))
+        pictures = None if self.pictures is None else [torch.zeros_like(picture) for picture in self.pictures]
+        return replace(self, encoded=silent, pictures=pictures)
 
 
 @dataclass(frozen=True, slots=True)

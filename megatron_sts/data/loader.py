@@ -21,7 +21,7 @@ from megatron_sts.data.pixel_cache import PixelCache
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.sampler import StepSampler, rank_slice
 from megatron_sts.data.templates import Template
-from megatron_sts.errors import MegatronStsError
+from megatron_sts.errors import DataError, MegatronStsError
 
 RawMicroBatch = list[RawItem]
 
@@ -37,8 +37,7 @@ class MicroBatchLoader:
         packed: where samples are packed, which of them form the micro-batches of a step; None: `micro` neighbours each.
 
     Raises:
-        DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a picture cannot be
-            read.
+        DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a worker process was lost.
         ConfigError: the global batch does not divide among the ranks.
     """
 
@@ -98,16 +97,31 @@ class MicroBatchLoader:
         return self._steps
 
     def __iter__(self) -> Iterator[list[RawMicroBatch]]:
-        """For each step its raw micro-batches; `to_batches` makes tensors of them."""
+        """For each step its raw micro-batches; `to_batches` makes tensors of them.
+
+        An item with a picture that cannot be read is blank, and says so in its `problem`.
+        """
         loaded = iter(self._loader)
         for _ in range(self._steps):
             step = []
             for _ in range(self._micro_batches):
-                micro_batch = next(loaded)
+                micro_batch = self._next(loaded)
                 if isinstance(micro_batch, MegatronStsError):
                     raise micro_batch
                 step.append(micro_batch)
             yield step
+
+    def _next(self, loaded: Iterator[RawMicroBatch | MegatronStsError]) -> RawMicroBatch | MegatronStsError:
+        try:
+            return next(loaded)
+        except RuntimeError as error:
+            # DataLoader has no class of its own for a worker that was killed, for want of memory as a rule.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"data.workers: found {self._loader.num_workers}, and one of these processes was lost ({error}); give "
+                "the machine more memory or the run fewer workers, and start it again"
+            ) from error
 
     def to_batches(self, step: list[RawMicroBatch], visual_tokens: int, length: int) -> list[Batch]:
         """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
@@ -148,7 +162,12 @@ class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
         sample = self.samples[index]
         encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
         guide = encode_guide(sample, self.tokenizer) if self.guided else []
-        return RawItem(encoded, self._pixels(sample), int(index), guide)
+        try:
+            return RawItem(encoded, self._pixels(sample), int(index), guide)
+        except DataError as error:
+            assert self.reader is not None
+            pictures = [self.reader.blank() for _ in sample.images]
+            return RawItem(encoded, pictures, int(index), guide, problem=str(error)).blank()
 
     def _pixels(self, sample: Sample) -> list[Tensor] | None:
         if self.reader is None:

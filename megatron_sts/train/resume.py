@@ -26,6 +26,7 @@ _STAGE_MAY_CHANGE = (
     "data.train",
     "data.images",
     "data.workers",
+    "data.max_bad_records",
     "data.packing",
     "data.samples",
     "data.text_tokens",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from megatron_sts.data import (
     Batch,
     Fitted,
     ImageReader,
+    LengthGroups,
     MicroBatchLoader,
     StepSampler,
     cut_by_length,
@@ -26,6 +28,7 @@ from megatron_sts.errors import MegatronStsError
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import padded_length
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
+from megatron_sts.train.quarantine import Quarantine
 
 _CACHED_PIXELS_BYTES = 1 << 30
 
@@ -63,7 +66,12 @@ class StageData:
         self._template = find_template(stage.data.template, self.tokenizer)
         self.fitted = _on_rank_zero_first(self._measure)
         self.samples, self.index = self.fitted.samples, self.fitted.index
-        self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed)
+        groups = None
+        if stage.data.group_by_length:
+            # As long as they are without compression, so that a schedule of it does not change the order.
+            lengths = self.index.lengths(recipe.architecture.visual_tokens)
+            groups = LengthGroups(lengths, self.index.images > 0)
+        self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed, groups)
         self.total_steps = stage_steps(stage, len(self.samples))
         self.planner = StagePlanner(recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size)
 
@@ -134,11 +142,22 @@ class StageData:
     def batches(self, place: Place, first_step: int) -> Iterator[list[Batch] | None]:
         """This rank's micro-batches of each step from `first_step` on; None on middle pipeline stages.
 
-        Only the first stage reads pictures; the last reads tokens for their labels.
+        Only the first stage reads pictures; the last reads tokens for their labels. Records whose pictures cannot be
+        read are blank on all ranks (train/quarantine.py), which is settled by all of them together.
         """
-        if not (place.first_stage or place.last_stage):
-            yield from (None for _ in range(first_step, self.total_steps))
-            return
+        quarantine = Quarantine(self._recipe, self._stage, self.samples, first_step)
+        loader = self._loader(place, first_step) if place.first_stage or place.last_stage else None
+        loaded = iter(loader) if loader is not None else repeat(None)
+        for step, raw in zip(range(first_step, self.total_steps), loaded, strict=False):
+            bad = quarantine.of_step(step, self.sampler.samples_of_step(step), raw or [])
+            if loader is None or raw is None:
+                yield None
+                continue
+            settled = [[item.blank() if item.sample_index in bad else item for item in items] for items in raw]
+            plan = self.planner.plan(step)
+            yield loader.to_batches(settled, plan.visual_tokens, self.shape(plan).length)
+
+    def _loader(self, place: Place, first_step: int) -> MicroBatchLoader:
         stage, vision = self._stage, self._recipe.architecture.vision
         reader = None
         if place.first_stage and stage.data.images is not None:
@@ -146,7 +165,7 @@ class StageData:
                 self._recipe.model.vision, vision.family, vision.image_size, stage.data.image_aspect_ratio
             )
             reader = ImageReader(processor, stage.data.images)
-        loader = MicroBatchLoader(
+        return MicroBatchLoader(
             self.samples,
             self._template,
             self.tokenizer,
@@ -163,9 +182,6 @@ class StageData:
             guided=stage.compress is not None and stage.compress.strategy == "text_guided",
             packed=self.micro_batches if stage.data.packing else None,
         )
-        for step, raw in enumerate(loader, start=first_step):
-            plan = self.planner.plan(step)
-            yield loader.to_batches(raw, plan.visual_tokens, self.shape(plan).length)
 
 
 def _on_rank_zero_first(measure: Any) -> Any:
