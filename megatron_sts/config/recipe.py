@@ -96,7 +96,11 @@ class CheckpointConfig(ConfigModel):
     every_steps: int | None = Field(default=None, ge=1)
     """Steps between two checkpoints; None: only at the end of a stage."""
     keep_last: int = Field(default=2, ge=1)
-    """How many checkpoints of a stage are kept."""
+    """How many checkpoints of a stage are kept, the newest."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of steps that are a multiple of it are kept beside them; None: no others."""
+    allow_older: bool = False
+    """Whether a run goes on from an older checkpoint where the newest is damaged, and does the steps since again."""
 
 
 class StopAfterConfig(ConfigModel):
@@ -318,6 +322,9 @@ class Recipe(ConfigModel):
     """Seed of fresh weights, of the data's order and of every draw."""
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
     """Precision of the computation; the optimiser's weights are fp32."""
+    fp8_recipe: Literal["tensorwise", "delayed", "blockwise"] = "tensorwise"
+    """How FP8 products are scaled, under precision fp8: by each tensor's own largest value, by those of earlier steps,
+    or block by block."""
     parallel: ParallelConfig = ParallelConfig()
     """How the model is spread over the ranks."""
     model: ModelConfig

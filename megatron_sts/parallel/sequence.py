@@ -1,20 +1,29 @@
-"""The sequence dimension: the padded length, and each tensor-parallel rank's chunk of it."""
+"""The sequence dimension: the padded length, and the part of it that each rank holds."""
 
-from megatron_sts.config import ParallelConfig
+import math
+
+from megatron_sts.config import Recipe
+
+_FP8_ROWS = {"tensorwise": 16, "delayed": 16, "blockwise": 128}
+"""By the recipe's `fp8_recipe`: what the rows of a product on one rank must be a multiple of."""
 
 
-def length_multiple(parallel: ParallelConfig) -> int:
+def length_multiple(recipe: Recipe) -> int:
     """What a padded sequence length must be a multiple of.
 
-    Sequence parallelism splits the sequence over the tensor-parallel ranks. Contract: data, model and plan all
-    take the multiple from here.
+    Sequence parallelism splits the sequence over the tensor-parallel ranks, context parallelism into two chunks a
+    rank; FP8 products want whole blocks of rows on every rank. Contract: data, model and plan all take the multiple
+    from here.
     """
-    return parallel.tensor if parallel.sequence_parallel else 1
+    parallel = recipe.parallel
+    ranks = parallel.context * (parallel.tensor if parallel.sequence_parallel else 1)
+    rows = _FP8_ROWS[recipe.fp8_recipe] if recipe.precision == "fp8" else 1
+    return math.lcm(ranks * rows, 2 * parallel.context if parallel.context > 1 else 1)
 
 
-def padded_length(length: int, parallel: ParallelConfig) -> int:
+def padded_length(length: int, recipe: Recipe) -> int:
     """The least legal sequence length that holds `length` tokens."""
-    multiple = length_multiple(parallel)
+    multiple = length_multiple(recipe)
     return -(-length // multiple) * multiple
 
 

@@ -19,7 +19,7 @@ def images_per_sample(stage: StageConfig) -> int:
 def planned_length(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> int:
     """Padded sequence length of a sample with the mean number of text tokens and so many visual ones."""
     assert stage.data.text_tokens is not None
-    return padded_length(stage.data.text_tokens + images_per_sample(stage) * visual_tokens, recipe.parallel)
+    return padded_length(stage.data.text_tokens + images_per_sample(stage) * visual_tokens, recipe)
 
 
 def sample_flops(

@@ -19,7 +19,8 @@ from megatron_sts.parallel.groups import Place, start_groups
 from megatron_sts.parallel.sequence import padded_length
 from megatron_sts.sts import StagePlanner, StepPlan, step_flops
 from megatron_sts.train.comparison import Comparison, summary
-from megatron_sts.train.loop import Start, prepare_stage
+from megatron_sts.train.loop import prepare_stage
+from megatron_sts.train.resume import Start
 
 Say = Callable[[str], None]
 """Tells a line of progress."""
@@ -96,7 +97,7 @@ class Stepper:
 
     def length(self, plan: StepPlan) -> int:
         """Padded sequence length of a step."""
-        return padded_length(self._text_tokens + self._images * plan.visual_tokens, self._recipe.parallel)
+        return padded_length(self._text_tokens + self._images * plan.visual_tokens, self._recipe)
 
     def flops(self, plan: StepPlan) -> float:
         """FLOPs that a step executes, over the global batch."""

@@ -89,7 +89,7 @@ class StageData:
         indices = self.sampler.samples_of_step(plan.step)
         lengths = self.index.of(indices).lengths(plan.visual_tokens)
         return StepShape(
-            length=padded_length(int(lengths.max()), self._recipe.parallel),
+            length=padded_length(int(lengths.max()), self._recipe),
             samples=len(indices),
             images=int(self.index.images[indices].sum()),
             tokens=int(lengths.sum()),

@@ -1,29 +1,42 @@
-"""Shows the padded length and the chunks of a sequence that tensor-parallel ranks hold, worked out by hand."""
+"""Shows the padded length and the chunks of a sequence that ranks hold, worked out by hand."""
 
 import pytest
 
-from megatron_sts.config import ParallelConfig
+from megatron_sts.config import ParallelConfig, Recipe
 from megatron_sts.parallel.sequence import length_multiple, own_ranges, padded_length
 
 
+def recipe(fp8: str | None = None, **parallel: int) -> Recipe:
+    """What the length depends on, and nothing else."""
+    precision = {"precision": "bf16"} if fp8 is None else {"precision": "fp8", "fp8_recipe": fp8}
+    return Recipe.model_construct(parallel=ParallelConfig.model_validate(parallel), **precision)
+
+
 @pytest.mark.parametrize(
-    ("parallel", "multiple"),
+    ("parallel", "fp8", "multiple"),
     [
-        ({}, 1),
-        ({"tensor": 4}, 1),
-        ({"tensor": 4, "sequence_parallel": True}, 4),
-        ({"tensor": 2, "sequence_parallel": True, "pipeline": 3}, 2),
+        ({}, None, 1),
+        ({"tensor": 4}, None, 1),
+        ({"tensor": 4, "sequence_parallel": True}, None, 4),
+        ({"tensor": 2, "sequence_parallel": True, "pipeline": 3}, None, 2),
+        # Two chunks of equal length on each context rank, of whole parts for the tensor-parallel ranks.
+        ({"context": 3}, None, 6),
+        ({"context": 2, "tensor": 2, "sequence_parallel": True}, None, 4),
+        ({"context": 2, "tensor": 3, "sequence_parallel": True}, None, 12),
+        ({"tensor": 4}, "tensorwise", 16),
+        ({"tensor": 4, "sequence_parallel": True}, "delayed", 64),
+        ({"context": 2}, "tensorwise", 32),
+        ({"tensor": 2, "sequence_parallel": True, "context": 2}, "blockwise", 512),
     ],
 )
-def test_only_sequence_parallelism_asks_for_a_multiple(parallel, multiple):
-    assert length_multiple(ParallelConfig.model_validate(parallel)) == multiple
+def test_layout_and_precision_ask_for_a_multiple(parallel, fp8, multiple):
+    assert length_multiple(recipe(fp8, **parallel)) == multiple
 
 
 @pytest.mark.parametrize(("length", "padded"), [(1, 4), (4, 4), (5, 8), (636, 636), (637, 640)])
 def test_padding_is_the_least_legal_length(length, padded):
-    parallel = ParallelConfig(tensor=4, sequence_parallel=True)
-    assert padded_length(length, parallel) == padded
-    assert padded_length(length, ParallelConfig(tensor=4)) == length
+    assert padded_length(length, recipe(tensor=4, sequence_parallel=True)) == padded
+    assert padded_length(length, recipe(tensor=4)) == length
 
 
 def test_sequence_parallel_chunks_follow_one_another():
