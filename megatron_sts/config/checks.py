@@ -19,11 +19,6 @@ from megatron_sts.errors import ConfigError
 
 def check_not_in_this_version(recipe: Recipe) -> Iterator[str]:
     """Settings that the recipe knows and this version cannot honour."""
-    if recipe.parallel.context > 1:
-        yield (
-            f"parallel.context is {recipe.parallel.context}, but context parallelism is not in this version; "
-            "set parallel.context: 1"
-        )
     if recipe.precision == "fp8":
         yield (
             "precision is 'fp8', but FP8 needs Transformer Engine layers, which this version does not build "

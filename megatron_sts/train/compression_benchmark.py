@@ -39,7 +39,7 @@ def measure_compression(recipe: Recipe, stage_name: str, total_steps: int, repea
     model.set_plan(plan)
     ours = model.visual
     assert ours is not None
-    plain = PlainVisualTokens(ours.vision, ours.projector, ours.language, ours.group, ours.config)
+    plain = PlainVisualTokens(ours.vision, ours.projector, ours.language, ours.group, ours.context, ours.config)
     batch = next(stepper.batches(plan, stepper.length(plan)))
     share = own_share(batch.image_rows.size(0), place.tensor_rank, place.tensor_size)
     batch = batch.on_device(torch.cuda.current_device(), share)
