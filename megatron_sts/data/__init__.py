@@ -37,6 +37,7 @@ from megatron_sts.data.index_cache import fingerprint, load_or_build, prepare_in
 from megatron_sts.data.lengths import Fitted, FittedSamples, fit_lengths
 from megatron_sts.data.llava_json import BadRecord, read_llava_json, sample_of_record, scan_llava_json
 from megatron_sts.data.loader import MicroBatchLoader
+from megatron_sts.data.packing import cut_by_length, with_tail
 from megatron_sts.data.pixel_cache import PixelCache
 from megatron_sts.data.sample import IMAGE_TOKEN, Sample, Turn, placed_images
 from megatron_sts.data.sampler import StepSampler, rank_slice
@@ -65,6 +66,7 @@ __all__ = [
     "Turn",
     "adds_special_tokens",
     "collate",
+    "cut_by_length",
     "encode",
     "encode_guide",
     "find_template",
@@ -83,4 +85,5 @@ __all__ = [
     "read_llava_json",
     "sample_of_record",
     "scan_llava_json",
+    "with_tail",
 ]

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_sts.data.collate import Batch, RawItem, collate
 from megatron_sts.data.encode import encode, encode_guide, image_token_id, pad_token_id
 from megatron_sts.data.images import ImageReader
+from megatron_sts.data.packing import MicroBatchesOfStep
 from megatron_sts.data.pixel_cache import PixelCache
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.sampler import StepSampler, rank_slice
@@ -33,6 +34,7 @@ class MicroBatchLoader:
         workers: processes that load ahead; 0 loads in this one.
         cache_bytes: memory for decoded pictures, over all workers together; 0 decodes again in every epoch.
         guided: whether the words of the human turns go along, to choose visual tokens by.
+        packed: where samples are packed, which of them form the micro-batches of a step; None: `micro` neighbours each.
 
     Raises:
         DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a picture cannot be
@@ -56,10 +58,12 @@ class MicroBatchLoader:
         workers: int = 0,
         cache_bytes: int = 0,
         guided: bool = False,
+        packed: MicroBatchesOfStep | None = None,
     ) -> None:
         assert sampler.count == len(samples) and 0 <= first_step <= last_step
         self._image_token_id = image_token_id(tokenizer)
         self._pad_token_id = pad_token_id(tokenizer)
+        self._packed = packed is not None
         self._steps = last_step - first_step
         self._micro_batches = len(rank_slice(list(range(sampler.global_batch)), data_rank, data_size, micro))
         dataset = _MicroBatches(
@@ -75,6 +79,7 @@ class MicroBatchLoader:
             # Every worker holds a cache of its own.
             PixelCache(cache_bytes // max(1, workers)),
             guided,
+            packed,
         )
         self._loader: DataLoader[RawMicroBatch | MegatronStsError] = DataLoader(
             dataset,
@@ -106,7 +111,8 @@ class MicroBatchLoader:
 
     def to_batches(self, step: list[RawMicroBatch], visual_tokens: int, length: int) -> list[Batch]:
         """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
-        return [collate(items, visual_tokens, length, self._image_token_id, self._pad_token_id) for items in step]
+        ids = (self._image_token_id, self._pad_token_id)
+        return [collate(items, visual_tokens, length, *ids, self._packed) for items in step]
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,16 @@ class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
     micro: int
     cache: PixelCache
     guided: bool
+    packed: MicroBatchesOfStep | None
 
     def __getitem__(self, number: int) -> RawMicroBatch | MegatronStsError:
         step, micro_batch = divmod(number, self.sampler.global_batch // (self.micro * self.data_size))
-        indices = self.sampler.samples_of_step(step)
-        own = rank_slice(indices, self.data_rank, self.data_size, self.micro)[micro_batch]
+        if self.packed is not None:
+            own = self.packed(step)[self.data_rank :: self.data_size]
+        else:
+            own = rank_slice(self.sampler.samples_of_step(step), self.data_rank, self.data_size, self.micro)
         try:
-            return [self._item(index) for index in own]
+            return [self._item(index) for index in own[micro_batch]]
         except MegatronStsError as error:
             # Raised in a worker, it would reach the user wrapped in that process's traceback.
             return error

@@ -79,8 +79,15 @@ def train_stage(
             running.watchdog.reached(f"{stage.name} step {step + 1}")
             plan = data.planner.plan(step)
             rate = parts.optimizer.learning_rate
+            shape = data.shape(plan)
             result = parts.step.run(
-                plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length, running.requests.reason
+                plan,
+                batches,
+                micro_batches,
+                stage.batch.micro,
+                shape.length,
+                running.requests.reason,
+                shape.own_segments(place),
             )
             now = time.perf_counter()
             progress.record(_figures(stage, data, plan, result, rate, now - began))

@@ -13,12 +13,15 @@ from megatron_sts.data import (
     ImageReader,
     MicroBatchLoader,
     StepSampler,
+    cut_by_length,
     find_template,
     lacks_guide,
     load_image_processor,
     load_tokenizer,
     prepare_index,
+    rank_slice,
     read_llava_json,
+    with_tail,
 )
 from megatron_sts.errors import MegatronStsError
 from megatron_sts.parallel.groups import Place
@@ -32,13 +35,20 @@ _CACHED_PIXELS_BYTES = 1 << 30
 class StepShape:
     """Sizes of one step that all ranks agree on without sending them.
 
-    length: padded sequence length. samples, images: in the global batch. tokens: positions that are not padding.
+    length: padded sequence length. rows: sequences of that length. images: in the global batch. tokens: positions
+    that are not padding. segments: by micro-batch of the global batch, the lengths that attention keeps apart in its
+    one packed row; None where samples are not packed and each is a row.
     """
 
     length: int
-    samples: int
+    rows: int
     images: int
     tokens: int
+    segments: tuple[tuple[int, ...], ...] | None
+
+    def own_segments(self, place: Place) -> tuple[tuple[int, ...], ...] | None:
+        """Those of this rank's micro-batches, on every pipeline stage."""
+        return None if self.segments is None else self.segments[place.data_rank :: place.data_size]
 
 
 class StageData:
@@ -88,18 +98,28 @@ class StageData:
         """The shape of a step under a plan: the least legal length for the step's samples."""
         indices = self.sampler.samples_of_step(plan.step)
         lengths = self.index.of(indices).lengths(plan.visual_tokens)
-        return StepShape(
-            length=padded_length(int(lengths.max()), self._recipe),
-            samples=len(indices),
-            images=int(self.index.images[indices].sum()),
-            tokens=int(lengths.sum()),
-        )
+        tokens, images = int(lengths.sum()), int(self.index.images[indices].sum())
+        if not self._stage.data.packing:
+            return StepShape(padded_length(int(lengths.max()), self._recipe), len(indices), images, tokens, None)
+        micro_batches = self._cut(lengths.tolist())
+        length = padded_length(max(int(lengths[places].sum()) for places in micro_batches), self._recipe)
+        segments = tuple(with_tail(lengths[places].tolist(), length) for places in micro_batches)
+        return StepShape(length, len(segments), images, tokens, segments)
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """Samples of each micro-batch of a 0-based step; those of the data-parallel ranks take turns."""
+        indices = self.sampler.samples_of_step(step)
+        if not self._stage.data.packing:
+            return rank_slice(indices, 0, 1, self._stage.batch.micro)
+        lengths = self.index.of(indices).lengths(self.planner.visual_tokens(step))
+        return [[indices[place] for place in places] for places in self._cut(lengths.tolist())]
+
+    def _cut(self, lengths: list[int]) -> list[list[int]]:
+        return cut_by_length(lengths, len(lengths) // self._stage.batch.micro)
 
     def sample_ids(self, step: int, micro_batch: int) -> list[str]:
         """Ids of the samples in one micro-batch, by its number in the global batch, of a 0-based step."""
-        micro = self._stage.batch.micro
-        indices = self.sampler.samples_of_step(step)[micro_batch * micro : (micro_batch + 1) * micro]
-        return [self.samples[index].id for index in indices]
+        return [self.samples[index].id for index in self.micro_batches(step)[micro_batch]]
 
     def flops(self, plan: StepPlan) -> tuple[StepFlops, StepFlops]:
         """(executed, dense) FLOPs of a step; dense is the same samples with every layer and visual token."""
@@ -112,9 +132,10 @@ class StageData:
         return step_flops(
             self._recipe.architecture,
             self._stage.trains,
-            samples=shape.samples,
+            rows=shape.rows,
             images=shape.images,
             length=shape.length,
+            segments=shape.segments,
             visual_tokens=plan.visual_tokens,
             layers_run=layers_run,
             scored_tokens=plan.scored_tokens,
@@ -150,6 +171,7 @@ class StageData:
             stage.data.workers,
             _CACHED_PIXELS_BYTES,
             guided=self._guided,
+            packed=self.micro_batches if stage.data.packing else None,
         )
         for step, raw in enumerate(loader, start=first_step):
             plan = self.planner.plan(step)
