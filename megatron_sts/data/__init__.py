@@ -30,6 +30,7 @@ from megatron_sts.data.encode import (
     encode,
     encode_guide,
     image_token_id,
+    lacks_guide,
     pad_token_id,
 )
 from megatron_sts.data.images import ImageReader, load_image_processor
@@ -75,6 +76,7 @@ __all__ = [
     "fingerprint",
     "fit_lengths",
     "image_token_id",
+    "lacks_guide",
     "load_image_processor",
     "load_or_build",
     "load_tokenizer",

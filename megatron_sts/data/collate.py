@@ -40,7 +40,8 @@ class Batch:
     """A micro-batch. b rows (1 of packed samples), s positions, n images, H and W the picture's size in pixels.
 
     Contract: an image fills `visual_tokens` slots from its start on; the model puts the image's features
-    there. Images are ordered by row, then by position, as `pixels` is.
+    there. Images are ordered by row, then by position, as `pixels` is. What says where images belong stays on the
+    CPU: the sizes of what ranks send each other come from it, and nobody waits for a GPU to learn them.
     """
 
     tokens: Tensor
@@ -48,7 +49,7 @@ class Batch:
     labels: Tensor
     """[b, s] int64, shifted: `labels[:, t]` is the target of position t; -100 where there is no loss."""
     pixels: Tensor | None
-    """[n, 3, H, W] float32; None without images or where this rank needs no pixels."""
+    """[n, 3, H, W] float32, on a device those of the own share alone; None without, or where not needed."""
     image_rows: Tensor
     """[n] int64: the row of each image."""
     image_starts: Tensor
@@ -59,6 +60,19 @@ class Batch:
     """[n, 2] int64: the index of each image's sample, and the image's place among the images of it."""
     guides: Tensor
     """[n, g] int64: token ids of the human turns of each image's sample, filled up with -1; g may be 0."""
+
+    def on_device(self, device: torch.device | int, share: range) -> "Batch":
+        """What is computed with, on the device; of the pixels those of the images in `share`, which this rank sees."""
+        moved = {
+            name: None if values is None else values.to(device, non_blocking=True)
+            for name, values in (
+                ("tokens", self.tokens),
+                ("labels", self.labels),
+                ("pixels", None if self.pixels is None else self.pixels[share.start : share.stop]),
+                ("guides", self.guides),
+            )
+        }
+        return replace(self, **moved)  # type: ignore[arg-type]
 
 
 def collate(

@@ -83,10 +83,19 @@ def encode_guide(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[int
 
     Contract: never a word of an answer; visual tokens are chosen by these, and labels must not leak.
     """
-    turns = (turn.text.replace(IMAGE_TOKEN, " ").strip() for turn in sample.turns if turn.role == "human")
-    text = "\n".join(turn for turn in turns if turn)
+    text = _guide(sample)
     token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
     return token_ids
+
+
+def lacks_guide(sample: Sample) -> bool:
+    """Whether a sample has pictures, but no human words to choose their visual tokens by."""
+    return bool(sample.images) and not _guide(sample)
+
+
+def _guide(sample: Sample) -> str:
+    turns = (turn.text.replace(IMAGE_TOKEN, " ").strip() for turn in sample.turns if turn.role == "human")
+    return "\n".join(turn for turn in turns if turn)
 
 
 def adds_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:

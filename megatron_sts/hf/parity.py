@@ -71,16 +71,16 @@ def checkpoint_logits(checkpoint: Path) -> Iterator[Callable[[Mapping[str, Tenso
 
 
 def _batch(inputs: Mapping[str, Tensor], image_token: int) -> Batch:
-    device = torch.cuda.current_device()
-    tokens = inputs["input_ids"].to(device)
+    tokens = inputs["input_ids"].cpu()
     slots = (tokens[0] == image_token).nonzero().flatten()
-    return Batch(
+    batch = Batch(
         tokens=tokens,
         labels=torch.full_like(tokens, -100),
-        pixels=inputs["pixel_values"].to(device),
-        image_rows=torch.zeros(1, dtype=torch.int64, device=device),
+        pixels=inputs["pixel_values"],
+        image_rows=torch.zeros(1, dtype=torch.int64),
         image_starts=slots[:1],
         visual_tokens=len(slots),
-        image_samples=torch.zeros(1, 2, dtype=torch.int64, device=device),
-        guides=torch.zeros(1, 0, dtype=torch.int64, device=device),
+        image_samples=torch.zeros(1, 2, dtype=torch.int64),
+        guides=torch.zeros(1, 0, dtype=torch.int64),
     )
+    return batch.on_device(torch.cuda.current_device(), range(1))

@@ -9,6 +9,7 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_sts.config import LanguageArchitecture, Recipe
 from megatron_sts.model.data_parallel import SkippingDataParallel
@@ -62,7 +63,7 @@ def _build_chunk(
         return MultimodalModel(config, gpt, groups)
     dtype = PARAMETER_DTYPES[recipe.precision]
     tower = build_tower(architecture.vision, recipe.model.vision, dtype, recipe.seed, read_weights=draw_weights)
-    _mark_for_sequence_parallel(tower, config.sequence_parallel)
+    _mark_as_shares(tower, config)
     projector = Projector(architecture.vision.hidden_size, language.hidden_size, dtype, config.sequence_parallel)
     return MultimodalModel(config, gpt, groups, tower, projector)
 
@@ -81,10 +82,15 @@ def _rotary_scaling(language: LanguageArchitecture) -> dict[str, Any]:
     return {"rope_scaling": True, "rope_scaling_factor": scaling.factor}
 
 
-def _mark_for_sequence_parallel(tower: VisionTower, sequence_parallel: bool) -> None:
-    """A trained tower's gradient reaches a rank through its own chunk's tokens only: a share per rank to sum."""
+def _mark_as_shares(tower: VisionTower, config: TransformerConfig) -> None:
+    """A trained tower's gradient on a rank is that of its share of the images; megatron-core puts them together.
+
+    Contract: without sequence parallelism it knows no sum but an average over the tensor-parallel ranks;
+    parallel/exchange.py scales the gradients to it.
+    """
+    mark = "sequence_parallel" if config.sequence_parallel else "average_gradients_across_tp_domain"
     for parameter in tower.parameters():
-        parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
+        setattr(parameter, mark, True)
 
 
 def freeze(chunks: list[MultimodalModel], trains: tuple[str, ...]) -> None:

@@ -6,8 +6,9 @@ gives the same and projects less. mean_pool does not commute with the projector:
 Shapes: m images, N visual tokens of an image, K kept of them, w the tower's width, h hidden size, g guide tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,9 @@ from megatron_sts.sts import StepPlan
 class ImageContext:
     """What a strategy may know of m images beside their features.
 
-    samples [m, 2]: index of the sample, place of the image in it. guides [m, h] fp32: the mean embedding of the
-    words of the human turns, zero where there are none; None unless `NEEDS_GUIDE` has the strategy. project: from
-    features [v, w] to the hidden size [v, h], without gradient.
+    samples [m, 2], on the CPU: index of the sample, place of the image in it. guides [m, h] fp32: the mean embedding
+    of the words of the human turns, zero where there are none; None unless `NEEDS_GUIDE` has the strategy. project:
+    from features [v, w] to the hidden size [v, h], without gradient.
     """
 
     samples: Tensor
@@ -42,7 +43,7 @@ def compress(features: Tensor, plan: StepPlan, images: ImageContext) -> Tensor:
 
 def keep_planned(features: Tensor, plan: StepPlan, images: ImageContext) -> Tensor:
     """uniform, none: the same tokens of every image, as the plan names them."""
-    return features[:, torch.tensor(plan.kept_tokens, device=features.device)]
+    return features[:, _on_device(plan.kept_tokens, features)]
 
 
 def keep_random(features: Tensor, plan: StepPlan, images: ImageContext) -> Tensor:
@@ -50,7 +51,7 @@ def keep_random(features: Tensor, plan: StepPlan, images: ImageContext) -> Tenso
     assert plan.draws is not None
     draws, sizes = plan.draws, (plan.total_visual_tokens, plan.visual_tokens)
     kept = [draws.kept(*sizes, sample, place) for sample, place in images.samples.tolist()]
-    return _take(features, torch.tensor(kept, device=features.device))
+    return _take(features, _on_device(kept, features))
 
 
 def keep_text_guided(features: Tensor, plan: StepPlan, images: ImageContext) -> Tensor:
@@ -64,9 +65,8 @@ def keep_text_guided(features: Tensor, plan: StepPlan, images: ImageContext) -> 
     # Stable: of two tokens with the same score the earlier one.
     order = scores.argsort(dim=1, descending=True, stable=True)
     kept = order[:, : plan.visual_tokens].sort(dim=1).values
-    unguided = ~images.guides.any(dim=1)
-    kept[unguided] = torch.tensor(plan.kept_tokens, device=kept.device)
-    return _take(features, kept)
+    guided = images.guides.any(dim=1, keepdim=True)
+    return _take(features, torch.where(guided, kept, _on_device(plan.kept_tokens, kept)))
 
 
 def guide_scores(projected: Tensor, guides: Tensor) -> Tensor:
@@ -81,6 +81,11 @@ def pool_windows(features: Tensor, plan: StepPlan, images: ImageContext) -> Tens
     # Windows that reach over the edge are divided by the patches inside alone.
     pooled = F.avg_pool2d(grid, plan.window, ceil_mode=True, count_include_pad=False)
     return pooled.flatten(2).transpose(1, 2)
+
+
+def _on_device(indices: Sequence[Any], like: Tensor) -> Tensor:
+    """Indices as a tensor where `like` is; made on the CPU first, so that a GPU is not waited for."""
+    return torch.tensor(indices, device="cpu").to(like.device, non_blocking=True)
 
 
 def _take(features: Tensor, kept: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ class VisualRows:
     """Visual tokens of one chunk, one entry each: where a token comes from and where it goes.
 
     image, slot: index of the image in the micro-batch and of the token among those that the image keeps.
-    position, row: index in the chunk and in the micro-batch.
+    position, row: index in the chunk and in the micro-batch. All on the CPU.
     """
 
     image: Tensor
@@ -42,4 +42,5 @@ def visual_rows(
 
 def merge(text: Tensor, visual: Tensor, rows: VisualRows) -> Tensor:
     """Write visual embeddings [v, h] over their slots in the text embeddings [s, b, h]; returns a new tensor."""
-    return text.index_put((rows.position, rows.row), visual.to(text.dtype))
+    places = tuple(index.to(text.device, non_blocking=True) for index in (rows.position, rows.row))
+    return text.index_put(places, visual.to(text.dtype))

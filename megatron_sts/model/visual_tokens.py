@@ -60,24 +60,26 @@ class VisualTokens:
         2. Under sequence parallelism send each kept row to the rank whose chunk has its slot; without it every rank
            needs all of them.
 
-        Contract: planning/costs.py counts the tower as shared out, except where it is trained without sequence
-        parallelism: its gradients would then be shares that megatron-core does not sum.
+        Contract: planning/costs.py counts the tower as shared out; model/build.py marks its gradients as shares to
+        be put together; train/step.py hands over the pixels of `own_share` alone.
         """
         rank, size, length = self.group.rank(), self.group.size(), batch.tokens.size(1)
         count = batch.image_rows.size(0)
         exchanges = self.config.sequence_parallel and size > 1
-        shared = size > 1 and (exchanges or not is_trained(self.vision))
         chunks = [self.chunk(length, other) for other in range(size)]
         own_chunk = chunks[rank]
         rows = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, own_chunk)
-        shares = [own_share(count, other, size) for other in range(size)] if shared else [range(count)]
-        own = shares[rank] if shared else shares[0]
+        shares = [own_share(count, other, size) for other in range(size)]
+        own = shares[rank]
         kept = self._kept(batch, plan, own).flatten(0, 1)
         if not exchanges:
-            if count and shared:
+            if count and size > 1:
                 kept = gather_from_all(kept, [len(share) * plan.visual_tokens for share in shares], self.group)
             # Without context parallelism all rows are held, in their order.
-            return kept if self.context.size() == 1 else kept[rows.image * plan.visual_tokens + rows.slot], rows
+            if self.context.size() == 1:
+                return kept, rows
+            held = rows.image * plan.visual_tokens + rows.slot
+            return kept[held.to(kept.device, non_blocking=True)], rows
         if not count:
             return kept, rows
         places = [visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, chunk) for chunk in chunks]
@@ -91,7 +93,8 @@ class VisualTokens:
         sent = [int(held.sum()) for held in mine]
         # Shares are neighbours in the order of the ranks, so that what arrives is in the order of `rows`.
         received = [int(((rows.image >= share.start) & (rows.image < share.stop)).sum()) for share in shares]
-        return send_to_owners(kept[order], sent, received, self.group), rows
+        leaving = kept[order.to(kept.device, non_blocking=True)]
+        return send_to_owners(leaving, sent, received, self.group), rows
 
     def chunk(self, length: int, rank: int) -> tuple[tuple[int, int], ...]:
         """What a tensor-parallel rank beside this one holds of a sequence."""
@@ -114,8 +117,9 @@ class VisualTokens:
                 dtype=self.projector.linear_1.weight.dtype,
                 device=weight.device,
             )
-        assert batch.pixels is not None and batch.visual_tokens == plan.visual_tokens
-        return compress(self.features(batch.pixels[images]), plan, context)
+        assert batch.pixels is not None and batch.pixels.size(0) == len(own)
+        assert batch.visual_tokens == plan.visual_tokens
+        return compress(self.features(batch.pixels), plan, context)
 
     def image_context(
         self, batch: Batch, plan: StepPlan, images: slice, project: Callable[[Tensor], Tensor]

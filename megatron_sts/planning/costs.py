@@ -80,9 +80,8 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
     Tensor-parallel ranks share layers and logits, and the projector under sequence parallelism; context-parallel ones
     all three and not the tower. Recomputation adds
     the forward pass of the layers (`full`) or of their attention products (`selective`) to the backward pass.
-    Contract: model/visual_tokens.py shares the tower's images and the scoring of visual tokens out over them, except
-    where the tower is trained without sequence parallelism. A micro-batch with fewer images than ranks leaves some
-    of them idle: the busiest one's cost counts.
+    Contract: model/visual_tokens.py shares the tower's images and the scoring of visual tokens out over them. A
+    micro-batch with fewer images than ranks leaves some of them idle: the busiest one's cost counts.
     """
     micro, parallel = stage.batch.micro, recipe.parallel
     forward = sample_flops(recipe, stage, visual_tokens, 1, trains=())
@@ -93,8 +92,7 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
         "full": forward.layers,
     }[recipe.recompute]
     images = micro * images_per_sample(stage)
-    shared = parallel.tensor > 1 and (parallel.sequence_parallel or "vision" not in stage.trains)
-    busiest = -(-images // parallel.tensor) if shared else images
+    busiest = -(-images // parallel.tensor)
     ranks = parallel.tensor * parallel.context
     projector_ranks = ranks if parallel.sequence_parallel else parallel.context
     scored = ModelSizes(recipe.architecture).projector(_scored(recipe, stage, visual_tokens))

@@ -41,6 +41,8 @@ def measure_compression(recipe: Recipe, stage_name: str, total_steps: int, repea
     assert ours is not None
     plain = PlainVisualTokens(ours.vision, ours.projector, ours.language, ours.group, ours.context, ours.config)
     batch = next(stepper.batches(plan, stepper.length(plan)))
+    share = own_share(batch.image_rows.size(0), place.tensor_rank, place.tensor_size)
+    batch = batch.on_device(torch.cuda.current_device(), share)
     same = torch.tensor(float((ours.projected_rows(batch, plan)[0] - plain.projected_rows(batch, plan)[0]).abs().max()))
     assert same < 1e-2, "both ways make the same embeddings"
 
@@ -102,7 +104,7 @@ def _least_bytes(batch: Batch, plan: StepPlan, way: VisualTokens) -> int:
     size, count = way.group.size(), batch.image_rows.size(0)
     chunk = batch.tokens.size(1) // size
     source = torch.cat([torch.full((len(own_share(count, r, size)),), r) for r in range(size)])
-    owner = (batch.image_starts.cpu()[:, None] + torch.arange(plan.visual_tokens)) // chunk
+    owner = (batch.image_starts[:, None] + torch.arange(plan.visual_tokens)) // chunk
     moved = int((owner != source[:, None]).sum())
     weight = way.projector.linear_1.weight
     return moved * weight.size(1) * weight.element_size()

@@ -67,6 +67,10 @@ def train_stage(
     # The last stage knows the loss and rank 0 is told it; metrics have one writer.
     with Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress:
         progress.say(_opening(stage, data, start, place))
+        if unguided := data.without_guide():
+            progress.say(
+                f"{stage.name}: {unguided:,} samples have a picture, but no human words for text_guided; uniform there"
+            )
         for note in start.notes:
             progress.say(f"{stage.name}: {note}")
         bad_steps = BadSteps(recipe, stage.name, place)

@@ -21,8 +21,7 @@ class PlainVisualTokens(VisualTokens):
         count, size = batch.image_rows.size(0), self.group.size()
         shares = [own_share(count, rank, size) for rank in range(size)]
         assert batch.pixels is not None
-        own = self.features(batch.pixels[shares[self.group.rank()].start : shares[self.group.rank()].stop])
-        return gather_from_all(own, [len(share) for share in shares], self.group)
+        return gather_from_all(self.features(batch.pixels), [len(share) for share in shares], self.group)
 
     def projected_rows(self, batch: Batch, plan: StepPlan) -> tuple[Tensor, VisualRows]:
         """As in VisualTokens, by way of every visual token on every rank."""

@@ -17,6 +17,7 @@ from megatron_sts.data import (
     StepSampler,
     cut_by_length,
     find_template,
+    lacks_guide,
     load_image_processor,
     load_tokenizer,
     prepare_index,
@@ -74,6 +75,15 @@ class StageData:
         self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed, groups)
         self.total_steps = stage_steps(stage, len(self.samples))
         self.planner = StagePlanner(recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size)
+
+    @property
+    def _guided(self) -> bool:
+        compress = self._stage.compress
+        return compress is not None and compress.strategy == "text_guided"
+
+    def without_guide(self) -> int:
+        """Samples whose visual tokens are to be chosen by words that they do not have; `uniform` steps in."""
+        return sum(map(lacks_guide, self.samples)) if self._guided else 0
 
     def _measure(self) -> Fitted:
         stage = self._stage
@@ -179,7 +189,7 @@ class StageData:
             self.total_steps,
             stage.data.workers,
             _CACHED_PIXELS_BYTES,
-            guided=stage.compress is not None and stage.compress.strategy == "text_guided",
+            guided=self._guided,
             packed=self.micro_batches if stage.data.packing else None,
         )
 

@@ -1,7 +1,7 @@
 """One training step: the plan is handed down, micro-batches go through megatron-core's schedule, weights move."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.skippable_layer import parameters_of_skipped
 from megatron_sts.parallel.chunk import take
+from megatron_sts.parallel.exchange import own_share
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
@@ -136,8 +137,7 @@ class TrainStep:
             chunk.set_plan(plan)
             wrapped.begin_step(parameters_of_skipped(chunk.language.decoder.layers), self._optimizer.freezes_skipped)
         self._optimizer.zero_grad()
-        device = torch.cuda.current_device()
-        held = [None] * micro_batches if batches is None else [_on_device(batch, device) for batch in batches]
+        held = [None] * micro_batches if batches is None else [self._own_part(batch) for batch in batches]
         apart = [None] * micro_batches if segments is None else segments
         # The interleaved schedule reads the micro-batches once for each of this rank's chunks.
         iterators = [zip(held, apart, strict=True) for _ in self._wrapped]
@@ -151,6 +151,11 @@ class TrainStep:
             forward_only=False,
         )
         return self._sum(losses, micro_batches, stop)
+
+    def _own_part(self, batch: Batch) -> Batch:
+        place = self._place
+        share = own_share(batch.image_rows.size(0), place.tensor_rank, place.tensor_size)
+        return batch.on_device(torch.cuda.current_device(), share)
 
     def gather_weights(self) -> None:
         """Make this rank's weights whole where their gathering was left to the next forward pass."""
@@ -180,15 +185,6 @@ class TrainStep:
             tuple(number for number, count in enumerate(bad) if count),
             max(reason for reason in StopReason if asked[reason]),
         )
-
-
-def _on_device(batch: Batch, device: Any) -> Batch:
-    moved = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    moved = {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in moved.items()
-    }
-    return replace(batch, **moved)
 
 
 def _forward_step(

@@ -15,6 +15,7 @@ from megatron_sts.data import (
     encode,
     encode_guide,
     image_token_id,
+    lacks_guide,
     pad_token_id,
 )
 from megatron_sts.errors import DataError
@@ -183,3 +184,12 @@ def test_the_guide_is_the_human_turns_alone_also_where_the_template_drops_them(
     assert guides[0] == guides[1]
     assert guides[0] == word_tokenizer("describe it\nis it   dark", add_special_tokens=False)["input_ids"]
     assert encode_guide(Sample("s", (Turn("human", "<image>"), Turn("assistant", "red")), ()), word_tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    ("human", "images", "lacks"),
+    [("<image>\n", ("a.png",), True), ("<image>\ndescribe it", ("a.png",), False), ("", (), False)],
+)
+def test_only_a_picture_without_a_word_lacks_a_guide(human: str, images: tuple[str, ...], lacks: bool) -> None:
+    sample = Sample("s", (Turn("human", human), Turn("assistant", "red")), images)
+    assert lacks_guide(sample) == lacks
