@@ -3,6 +3,7 @@
 from megatron_sts.config.architecture import Architecture, LanguageArchitecture, RotaryScaling, VisionArchitecture
 from megatron_sts.config.architecture_checks import architecture_problems
 from megatron_sts.config.checks import check_recipe, report
+from megatron_sts.config.fp8_checks import FP8_MULTIPLE
 from megatron_sts.config.init_directory import write_architecture
 from megatron_sts.config.load import load_architecture, load_recipe
 from megatron_sts.config.recipe import (
@@ -37,6 +38,7 @@ from megatron_sts.config.skip_checks import probability_problem
 from megatron_sts.config.world import check_world
 
 __all__ = [
+    "FP8_MULTIPLE",
     "METRICS_FILE",
     "RUN_FILE",
     "Architecture",

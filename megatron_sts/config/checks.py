@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_sts.config.architecture_checks import architecture_problems, not_divisible
 from megatron_sts.config.compress_checks import check_compress
+from megatron_sts.config.fp8_checks import check_fp8_ends, check_fp8_sizes
 from megatron_sts.config.recipe import Recipe, StageConfig
 from megatron_sts.config.skip_checks import check_skip
 from megatron_sts.errors import ConfigError
@@ -23,11 +24,6 @@ def check_not_in_this_version(recipe: Recipe) -> Iterator[str]:
         yield (
             f"parallel.context is {recipe.parallel.context}, but context parallelism is not in this version; "
             "set parallel.context: 1"
-        )
-    if recipe.precision == "fp8":
-        yield (
-            "precision is 'fp8', but FP8 needs Transformer Engine layers, which this version does not build "
-            "(it would silently run in bf16); set precision: bf16"
         )
 
 
@@ -175,6 +171,8 @@ def check_max_tokens(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
 
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     check_not_in_this_version,
+    check_fp8_sizes,
+    check_fp8_ends,
     check_stop_after,
     check_sequence_parallel,
     check_tensor_split,

@@ -8,6 +8,7 @@ from megatron_sts.config import Recipe, StageConfig, checkpoints_of_stage, read_
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.build import build_chunks, freeze, wrap
 from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.model.precision import what_runs
 from megatron_sts.parallel.groups import Place, group_collection
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import StepPlan
@@ -81,6 +82,7 @@ def train_stage(
     # The last stage knows the loss and rank 0 is told it; metrics have one writer.
     with Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress:
         progress.say(_opening(stage, data, start, place))
+        progress.say(what_runs(recipe))
         bad_steps = BadSteps(recipe, stage.name, place)
         began = time.perf_counter()
         for step, batches in enumerate(data.batches(place, start.step), start=start.step):
