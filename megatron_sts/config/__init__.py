@@ -2,10 +2,21 @@
 
 from megatron_sts.config.architecture import Architecture, LanguageArchitecture, RotaryScaling, VisionArchitecture
 from megatron_sts.config.architecture_checks import architecture_problems
+from megatron_sts.config.checkpoint_listing import ListedCheckpoint, list_checkpoints, prune
 from megatron_sts.config.checks import check_recipe, report
 from megatron_sts.config.fp8_checks import FP8_MULTIPLE
 from megatron_sts.config.init_directory import write_architecture
 from megatron_sts.config.load import load_architecture, load_recipe
+from megatron_sts.config.manifest import (
+    MANIFEST_FILE,
+    FileEntry,
+    entries_of,
+    files_of,
+    problems_of,
+    read_manifest,
+    write_manifest,
+    write_through,
+)
 from megatron_sts.config.recipe import (
     BadStepsConfig,
     BatchConfig,
@@ -27,11 +38,15 @@ from megatron_sts.config.recipe import (
 )
 from megatron_sts.config.resolved import difference, resolved_yaml
 from megatron_sts.config.run_directory import (
+    LATEST_FILE,
     METRICS_FILE,
     checkpoint_path,
     checkpoint_root,
     checkpoints_of_stage,
     newest_run,
+    outdated,
+    step_of,
+    write_latest,
 )
 from megatron_sts.config.run_file import RUN_FILE, Run, read_run, write_run
 from megatron_sts.config.skip_checks import probability_problem
@@ -39,6 +54,8 @@ from megatron_sts.config.world import check_world
 
 __all__ = [
     "FP8_MULTIPLE",
+    "LATEST_FILE",
+    "MANIFEST_FILE",
     "METRICS_FILE",
     "RUN_FILE",
     "Architecture",
@@ -47,10 +64,12 @@ __all__ = [
     "CheckpointConfig",
     "CompressConfig",
     "DataConfig",
+    "FileEntry",
     "KeepScheduleConfig",
     "LanguageArchitecture",
     "LearningRateConfig",
     "LearningRateScheduleConfig",
+    "ListedCheckpoint",
     "LoggingConfig",
     "LossSpikeConfig",
     "ModelConfig",
@@ -70,13 +89,24 @@ __all__ = [
     "checkpoint_root",
     "checkpoints_of_stage",
     "difference",
+    "entries_of",
+    "files_of",
+    "list_checkpoints",
     "load_architecture",
     "load_recipe",
     "newest_run",
+    "outdated",
     "probability_problem",
+    "problems_of",
+    "prune",
+    "read_manifest",
     "read_run",
     "report",
     "resolved_yaml",
+    "step_of",
     "write_architecture",
+    "write_latest",
+    "write_manifest",
     "write_run",
+    "write_through",
 ]

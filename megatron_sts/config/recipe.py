@@ -96,7 +96,11 @@ class CheckpointConfig(ConfigModel):
     every_steps: int | None = Field(default=None, ge=1)
     """Steps between two checkpoints; None: only at the end of a stage."""
     keep_last: int = Field(default=2, ge=1)
-    """How many checkpoints of a stage are kept."""
+    """How many checkpoints of a stage are kept, the newest."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of steps that are a multiple of it are kept beside them; None: no others."""
+    allow_older: bool = False
+    """Whether a run goes on from an older checkpoint where the newest is damaged, and does the steps since again."""
 
 
 class StopAfterConfig(ConfigModel):

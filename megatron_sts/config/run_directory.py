@@ -1,12 +1,17 @@
-"""Where a run keeps its checkpoints, and which of them are whole."""
+"""Where a run keeps its checkpoints."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_sts.config.recipe import Recipe
-from megatron_sts.config.run_file import RUN_FILE, Run, read_run
+from megatron_sts.config.run_file import Run, read_run
+from megatron_sts.errors import CheckpointError
 
 METRICS_FILE = "metrics.jsonl"
 """One line a step, in a run's output_dir."""
+LATEST_FILE = "latest"
+"""Beside the checkpoints of a run: the name of the one that was finished last."""
 _STEP_DIGITS = 8
 
 
@@ -21,17 +26,40 @@ def checkpoint_path(recipe: Recipe, stage: str, step: int) -> Path:
 
 
 def checkpoints_of_stage(recipe: Recipe, stage: str) -> list[Path]:
-    """Complete checkpoints of a stage, oldest first."""
-    found = checkpoint_root(recipe).glob(f"{stage}-" + "[0-9]" * _STEP_DIGITS)
-    return sorted(path for path in found if (path / RUN_FILE).is_file())
+    """The checkpoints of a stage, oldest first; that their names are final says that they were once whole."""
+    return sorted(checkpoint_root(recipe).glob(f"{stage}-" + "[0-9]" * _STEP_DIGITS))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The steps of its stage that a checkpoint has done, by its name."""
+    return int(checkpoint.name[-_STEP_DIGITS:])
+
+
+def outdated(checkpoints: Sequence[Path], keep_last: int, keep_every: int | None) -> list[Path]:
+    """Those of a stage's checkpoints, oldest first, that are neither among the last nor of a step to be kept."""
+    return [path for path in checkpoints[:-keep_last] if keep_every is None or step_of(path) % keep_every]
+
+
+def write_latest(checkpoint: Path) -> None:
+    """Have `latest`, beside the checkpoints, name this one; it is replaced at once, never half written."""
+    file = checkpoint.parent / LATEST_FILE
+    new = file.with_name(file.name + ".new")
+    new.write_text(checkpoint.name + "\n", encoding="utf-8")
+    os.replace(new, file)
 
 
 def newest_run(recipe: Recipe) -> Run | None:
-    """What the newest checkpoint in the recipe's `output_dir` says of the run; None where there is none.
+    """What the newest readable checkpoint in the recipe's `output_dir` says of the run; None where there is none.
 
-    Raises CheckpointError where it cannot be read.
+    Raises CheckpointError where there are checkpoints and none can be read.
     """
+    failure: CheckpointError | None = None
     for stage in reversed(recipe.stages):
-        if found := checkpoints_of_stage(recipe, stage.name):
-            return read_run(found[-1])
+        for checkpoint in reversed(checkpoints_of_stage(recipe, stage.name)):
+            try:
+                return read_run(checkpoint)
+            except CheckpointError as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
     return None

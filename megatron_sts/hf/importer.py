@@ -22,7 +22,10 @@ from megatron_sts.config import (
     LanguageArchitecture,
     ModelConfig,
     Recipe,
+    entries_of,
+    files_of,
     write_architecture,
+    write_manifest,
     write_run,
 )
 from megatron_sts.errors import ConversionError
@@ -197,6 +200,7 @@ def _write(parts: _Parts, output: Path, options: ImportOptions, start: Callable[
         write_checkpoint(directory, pieces, _extra_states(architecture.language), start(total))
         report.write(directory / REPORT_FILE)
         write_run(directory, IMPORT_STAGE, 0, _recipe(parts, output, options, seed))
+        write_manifest(directory, entries_of(directory, files_of(directory)))
     return report
 
 

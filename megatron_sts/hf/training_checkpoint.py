@@ -1,40 +1,19 @@
 """Reads a training checkpoint's tensors in one process, without a process group: any tensor, any layer."""
 
-import importlib
-import pickle
 import re
-from enum import Enum
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_sts.errors import CheckpointError
+from megatron_sts.parallel.restricted_reader import METADATA_FILE, READ_ERRORS, RestrictedReader
 
-METADATA_FILE = ".metadata"
-# What torch raises where a file is cut short or is none of its own.
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    AssertionError,
-    pickle.UnpicklingError,
-)
 _OPTIMIZER_KEY = re.compile(r"(chained_\d+\.)?optimizer\.")
 
 
@@ -51,7 +30,7 @@ class TensorReader:
                 f"{checkpoint}: no {METADATA_FILE}, so it was never finished; use an earlier checkpoint"
             )
         self._checkpoint = checkpoint
-        self._reader = _RestrictedReader(checkpoint)
+        self._reader = RestrictedReader(checkpoint)
         metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._tensors = {
@@ -90,7 +69,7 @@ class TensorReader:
             raise CheckpointError(f"{self._checkpoint}: holds only a part of {key}; use another checkpoint")
         try:
             self._reader.read_data(LoadPlan(items), _SlicePlanner(target)).wait()
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise CheckpointError(
                 f"{self._checkpoint}: {key} cannot be read ({type(error).__name__}: {error}); a file is "
                 "missing or damaged, use another checkpoint"
@@ -107,64 +86,3 @@ class _SlicePlanner(DefaultLoadPlanner):
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         return self._target
-
-
-class _RestrictedReader(FileSystemReader):
-    """A reader that never runs code from a checkpoint: torch reads `.metadata` by plain pickle."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        file = Path(self.path) / METADATA_FILE
-        try:
-            with file.open("rb") as stream:
-                metadata = _MetadataUnpickler(stream).load()
-            if not isinstance(metadata, Metadata):
-                raise pickle.UnpicklingError(f"holds a {type(metadata).__name__}")
-        except (*_READ_ERRORS, IndexError, TypeError, AttributeError, ImportError) as error:
-            raise CheckpointError(f"{file}: cannot be read ({error}); use another checkpoint") from error
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Knows the records of torch.distributed.checkpoint and of plain values, and nothing else."""
-
-    _RECORDS = (
-        "torch.distributed.checkpoint.metadata",
-        "torch.distributed.checkpoint.planner",
-        "torch.distributed.checkpoint.filesystem",
-    )
-    _PLAIN = frozenset(
-        [
-            ("torch", "Size"),
-            ("torch", "device"),
-            ("torch.serialization", "_get_layout"),
-            ("collections", "OrderedDict"),
-            ("pathlib", "PosixPath"),
-            ("pathlib", "PurePosixPath"),
-            ("pathlib._local", "PosixPath"),
-            ("builtins", "set"),
-        ]
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._PLAIN:
-            return super().find_class(module, name)
-        if (module, name) == ("builtins", "getattr"):
-            return _enum_member
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if module in self._RECORDS and "." not in name:
-            record = getattr(importlib.import_module(module), name, None)
-            is_record = hasattr(record, "__dataclass_fields__") or (
-                isinstance(record, type) and issubclass(record, Enum)
-            )
-            if is_record and record.__module__ == module:
-                return record
-        raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-
-
-def _enum_member(of: Any, name: str) -> Enum:
-    """All that `getattr` may do: Python before 3.11.4 pickles a member of an Enum as getattr(class, name)."""
-    if not (isinstance(of, type) and issubclass(of, Enum)) or name not in of.__members__:
-        raise pickle.UnpicklingError(f"refused to load {name} of {of}")
-    return of.__members__[name]

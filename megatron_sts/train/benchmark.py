@@ -19,7 +19,8 @@ from megatron_sts.parallel.groups import Place, start_groups
 from megatron_sts.parallel.sequence import padded_length
 from megatron_sts.sts import StagePlanner, StepPlan, step_flops
 from megatron_sts.train.comparison import Comparison, summary
-from megatron_sts.train.loop import Start, prepare_stage
+from megatron_sts.train.loop import prepare_stage
+from megatron_sts.train.resume import Start
 
 Say = Callable[[str], None]
 """Tells a line of progress."""

@@ -2,10 +2,8 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from megatron_sts.config import Recipe, StageConfig, checkpoints_of_stage, read_run
-from megatron_sts.errors import CheckpointError
+from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.model.build import build_chunks, freeze, wrap
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.precision import what_runs
@@ -13,26 +11,14 @@ from megatron_sts.parallel.groups import Place, group_collection
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.bad_steps import BadSteps, step_judge
-from megatron_sts.train.checkpoint import (
-    check_resumable,
-    load_checkpoint,
-    save_checkpoint,
-)
+from megatron_sts.train.checkpoint import load_checkpoint, save_checkpoint
 from megatron_sts.train.figures import StepFigures
 from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.progress import Progress
+from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.step import StepResult, TrainStep
 from megatron_sts.train.stopping import StopReason, StopRequests
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a stage begins: the checkpoint to load (None: fresh weights) and the steps of this stage it has done."""
-
-    checkpoint: Path | None
-    step: int
-    resumes: bool
 
 
 @dataclass(frozen=True)
@@ -83,6 +69,8 @@ def train_stage(
     with Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress:
         progress.say(_opening(stage, data, start, place))
         progress.say(what_runs(recipe))
+        for note in start.notes:
+            progress.say(f"{stage.name}: {note}")
         bad_steps = BadSteps(recipe, stage.name, place)
         began = time.perf_counter()
         for step, batches in enumerate(data.batches(place, start.step), start=start.step):
@@ -140,26 +128,3 @@ def _figures(
         flops_executed=executed.total,
         dropped_step=result.dropped,
     )
-
-
-def find_start(recipe: Recipe, stage_number: int, total_steps: int) -> Start:
-    """Where a stage begins: its own newest checkpoint, else the previous stage's end, else `model.init`.
-
-    Raises CheckpointError where the recipe differs from the checkpoint's, or the previous stage has not ended.
-    """
-    stage = recipe.stages[stage_number]
-    if own := checkpoints_of_stage(recipe, stage.name):
-        newest = read_run(own[-1])
-        check_resumable(own[-1], newest, recipe)
-        assert newest.step <= total_steps
-        return Start(own[-1], newest.step, resumes=True)
-    if stage_number == 0:
-        return Start(recipe.model.init, 0, resumes=False)
-    previous = recipe.stages[stage_number - 1]
-    ended = checkpoints_of_stage(recipe, previous.name)
-    if not ended:
-        raise CheckpointError(
-            f"stage {stage.name} begins where {previous.name} ends, but {recipe.output_dir} has no checkpoint of "
-            f"{previous.name}; train it first, or remove --stage"
-        )
-    return Start(ended[-1], 0, resumes=False)

@@ -2,13 +2,23 @@
 
 import gc
 
-from megatron_sts.config import Recipe, check_world, checkpoint_root, newest_run, read_run, resolved_yaml
+from megatron_sts.config import (
+    Recipe,
+    check_world,
+    checkpoint_root,
+    checkpoints_of_stage,
+    newest_run,
+    read_run,
+    resolved_yaml,
+    step_of,
+)
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.precision import Machine, check_machine
 from megatron_sts.parallel.groups import Place, start_groups, stop_groups, world_size_of_environment
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import resolve_skip_groups
-from megatron_sts.train.loop import Running, find_start, train_stage
+from megatron_sts.train.loop import Running, train_stage
+from megatron_sts.train.resume import find_start
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.stopping import StopReason, StopRequests
 
@@ -61,9 +71,9 @@ def _check_previous_ended(recipe: Recipe, number: int, continues: bool, datas: d
         return
     previous = recipe.stages[number - 1]
     data = datas.get(number - 1) or StageData(recipe, previous)
-    start = find_start(recipe, number - 1, data.total_steps)
-    if start.step < data.total_steps:
+    done = step_of(checkpoints_of_stage(recipe, previous.name)[-1])
+    if done < data.total_steps:
         raise CheckpointError(
-            f"stage {previous.name} has done {start.step} of {data.total_steps} steps in {recipe.output_dir}; "
+            f"stage {previous.name} has done {done} of {data.total_steps} steps in {recipe.output_dir}; "
             f"finish it before {recipe.stages[number].name}"
         )

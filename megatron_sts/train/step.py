@@ -146,6 +146,29 @@ class TrainStep:
         )
         return self._sum(losses, micro_batches, stop)
 
+    @torch.no_grad()
+    def run_without_gradients(self, plan: StepPlan, batch: Batch | None, micro: int, length: int) -> None:
+        """One forward pass of every rank over a micro-batch, in training mode, that changes no weight."""
+        for chunk in self._chunks:
+            chunk.train()
+            if chunk.vision is not None:
+                chunk.vision.eval()
+            chunk.set_plan(plan)
+        device = torch.cuda.current_device()
+        held = None if batch is None else _on_device(batch, device)
+        # The interleaved schedule takes a multiple of the pipeline stages.
+        micro_batches = self._place.pipeline_size
+        iterators = [iter([held] * micro_batches) for _ in self._wrapped]
+        self._forward_backward(
+            forward_step_func=_forward_step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self._wrapped,
+            num_microbatches=micro_batches,
+            seq_length=length,
+            micro_batch_size=micro,
+            forward_only=True,
+        )
+
     def gather_weights(self) -> None:
         """Make this rank's weights whole where their gathering was left to the next forward pass."""
         for ddp in self._wrapped:

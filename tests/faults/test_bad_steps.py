@@ -17,7 +17,8 @@ from megatron_sts.parallel.groups import start_groups
 from megatron_sts.train import stages
 from megatron_sts.train import step as step_module
 from megatron_sts.train.bad_steps import BAD_STEPS_FILE
-from megatron_sts.train.loop import Start, prepare_stage
+from megatron_sts.train.loop import prepare_stage
+from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
 from tests.parallel.test_resume import _metrics
 from tests.ranks import RankFailed, run_ranks

@@ -31,7 +31,7 @@ def whole(root: Path) -> list[dict[str, Any]]:
 
 
 def _saved(recipe: Recipe) -> list[str]:
-    return sorted(path.name for path in checkpoint_root(recipe).iterdir())
+    return sorted(path.name for path in checkpoint_root(recipe).glob("*-*"))
 
 
 def _stops_and_resumes(recipe: Recipe, ranks: int, point: str, number: int, whole: list[dict[str, Any]] | None) -> None:

@@ -11,7 +11,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron_sts.config import Recipe
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.groups import start_groups
-from megatron_sts.train.loop import Start, prepare_stage
+from megatron_sts.train.loop import prepare_stage
+from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
 from tests.ranks import run_ranks
 

@@ -12,7 +12,8 @@ import torch
 from megatron_sts.config import Recipe
 from megatron_sts.parallel.groups import start_groups
 from megatron_sts.planning.memory import rank_bytes
-from megatron_sts.train.loop import Start, prepare_stage
+from megatron_sts.train.loop import prepare_stage
+from megatron_sts.train.resume import Start
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE, tiny_recipe
 

@@ -10,7 +10,8 @@ import pytest
 from megatron_sts.config import Recipe, checkpoint_root
 from megatron_sts.errors import CheckpointError
 from megatron_sts.parallel.groups import start_groups
-from megatron_sts.train.loop import find_start, prepare_stage
+from megatron_sts.train.loop import prepare_stage
+from megatron_sts.train.resume import find_start
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.stages import train
 from tests.ranks import RankFailed, run_ranks
@@ -49,7 +50,7 @@ def _metrics(recipe: Recipe) -> list[dict[str, Any]]:
 def _cut_back(recipe: Recipe, output: Path, keep: set[str]) -> None:
     """A copy of a finished run as a kill would have left it: only the named checkpoints, all of metrics.jsonl."""
     shutil.copytree(recipe.output_dir, output)
-    for checkpoint in (output / "checkpoints").iterdir():
+    for checkpoint in (output / "checkpoints").glob("*-*"):
         if checkpoint.name not in keep:
             shutil.rmtree(checkpoint)
 
@@ -172,5 +173,5 @@ def test_stage_alone_wants_the_stage_before_it(root, tmp_path):
 def test_only_the_newest_checkpoints_are_kept(root, tmp_path):
     recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), checkpoint={"every_steps": 1, "keep_last": 2})
     _train(recipe)
-    names = sorted(path.name for path in checkpoint_root(recipe).iterdir())
+    names = sorted(path.name for path in checkpoint_root(recipe).glob("*-*"))
     assert names == ["align-00000002", "align-00000003", "tune-00000003", "tune-00000004"]

@@ -10,8 +10,9 @@ import torch
 from megatron_sts.config import Recipe
 from megatron_sts.parallel.groups import start_groups
 from megatron_sts.sts import StepPlan
-from megatron_sts.train.loop import Start, prepare_stage
+from megatron_sts.train.loop import prepare_stage
 from megatron_sts.train.optimizer import _stepped_tensors
+from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
 from tests.parallel.observe import observe
 from tests.ranks import run_ranks

@@ -27,7 +27,8 @@ from megatron_sts.parallel.groups import group_collection, start_groups
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import full_plan
 from megatron_sts.train.checkpoint import load_checkpoint
-from megatron_sts.train.loop import Running, Start, train_stage
+from megatron_sts.train.loop import Running, train_stage
+from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.stopping import StopRequests
 from tests.ranks import run_ranks
