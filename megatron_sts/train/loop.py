@@ -13,6 +13,7 @@ from megatron_sts.sts import StepPlan
 from megatron_sts.train.bad_steps import BadSteps, step_judge
 from megatron_sts.train.checkpoint import load_checkpoint, save_checkpoint
 from megatron_sts.train.figures import StepFigures
+from megatron_sts.train.fp8_start import needs_registration, register_layers
 from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.progress import Progress
 from megatron_sts.train.resume import Start
@@ -50,7 +51,10 @@ def prepare_stage(recipe: Recipe, stage: StageConfig, total_steps: int, start: S
     if start.checkpoint is not None and start.resumes:
         load_checkpoint(start.checkpoint, chunks, optimizer, start.step)
     judge = step_judge(recipe, stage.name, start.step)
-    return StageParts(chunks, optimizer, TrainStep(chunks, wrapped, optimizer, place, judge))
+    step = TrainStep(chunks, wrapped, optimizer, place, judge)
+    if needs_registration(recipe):
+        register_layers(recipe, stage, chunks, step, place)
+    return StageParts(chunks, optimizer, step)
 
 
 def train_stage(
