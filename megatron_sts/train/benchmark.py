@@ -76,6 +76,7 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
     figures = {name: _figures(run, stepper) for name, run in runs.items()}
     return {
         "stage": stage.name,
+        "samples": stage.batch.global_size,
         "device": device_name(),
         "layout": recipe.parallel.model_dump() | {"data": place.data_size},
         "plans": comparison.plans,

@@ -100,7 +100,6 @@ def _settings(part: str) -> list[tuple[str, str, str, list[str]]]:
     if part == "linear":
         change = "stages.tune.skip={{alpha: {}, schedule: constant, selection: balanced}}"
         return [(f"constant {alpha}", "bf16", "tune", [change.format(alpha)]) for alpha in ALPHAS]
-    # The parts of a recipe that do not fit its own default precision are given from outside.
     precision = [] if part == "bf16" else ["precision=fp8"]
     return [(name, part, stage, [*changes, *precision]) for name, (stage, changes) in SETTINGS.items()]
 
@@ -114,8 +113,7 @@ def report(results: dict[str, Any]) -> str:
         if name.startswith("constant"):
             points.append((result["runs"]["sts"]["layers_skipped"], result["runs"]["sts"]["step_time_s"]))
             continue
-        samples = 64 if result["stage"] == "align" else 32
-        for row in rows_of(result, name, precision, samples):
+        for row in rows_of(result, name, precision):
             if not any((row.stage, row.setting, row.precision) == (r.stage, r.setting, r.precision) for r in rows):
                 rows.append(row)
     ceiling = results.get("ceiling")

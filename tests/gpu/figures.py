@@ -33,7 +33,7 @@ class Row:
         return self.flops / self.step_time_s / ceiling
 
 
-def rows_of(result: dict[str, Any], setting: str, precision: str, samples: int) -> list[Row]:
+def rows_of(result: dict[str, Any], setting: str, precision: str) -> list[Row]:
     """The dense and the sparse row of one result of tools/benchmark.py --compare dense,sts."""
     return [
         Row(
@@ -41,7 +41,7 @@ def rows_of(result: dict[str, Any], setting: str, precision: str, samples: int) 
             "dense" if name == "dense" else setting,
             precision,
             run["step_time_s"],
-            samples,
+            result["samples"],
             run["flops"],
             run["peak_memory_bytes"],
             None if name == "dense" else run["retained_saving"],

@@ -37,11 +37,15 @@ def test_a_straight_line_has_a_determination_of_one():
 
 def result(stage: str, dense: float, sts: float, skipped: float = 0.0):
     run = {"flops": 1e15, "peak_memory_bytes": 2**30, "retained_saving": 0.9, "layers_skipped": skipped}
-    return {"stage": stage, "runs": {"dense": run | {"step_time_s": dense}, "sts": run | {"step_time_s": sts}}}
+    return {
+        "stage": stage,
+        "samples": 32,
+        "runs": {"dense": run | {"step_time_s": dense}, "sts": run | {"step_time_s": sts}},
+    }
 
 
 def test_a_result_gives_a_dense_and_a_sparse_row():
-    dense, sparse = rows_of(result("tune", 2.0, 1.0), "alpha 0.5", "bf16", 32)
+    dense, sparse = rows_of(result("tune", 2.0, 1.0), "alpha 0.5", "bf16")
     assert (dense.setting, dense.retained, dense.samples_per_second) == ("dense", None, 16)
     assert (sparse.setting, sparse.retained, sparse.samples_per_second) == ("alpha 0.5", 0.9, 32)
 
