@@ -61,7 +61,7 @@ def register_fp8_layers(chunks: Iterable[Module], forward: Callable[[], object])
     first step, it would join later than others, on a resumed run in another order. forward: a pass without gradients
     in which every layer runs. Contract: called once, after a saved state was loaded and before the first step.
     """
-    modules = [module for chunk in chunks for module in chunk.modules() if hasattr(module, "fp8_meta")]
+    modules: list[Any] = [module for chunk in chunks for module in chunk.modules() if hasattr(module, "fp8_meta")]
     saved = [module.get_extra_state() for module in modules]
     forward()
     for module, state in zip(modules, saved, strict=True):

@@ -116,7 +116,7 @@ def what_runs(recipe: Recipe) -> str:
     """One line for the log: the device, the precision, and which of the optional libraries are used."""
     engine = uses_transformer_engine()
     parts = [device_name(), f"torch {torch.__version__}", f"megatron-core {version('megatron-core')}"]
-    precision = recipe.precision
+    precision: str = recipe.precision
     if recipe.precision == "fp8":
         precision += f" ({recipe.fp8_recipe})"
     parts.append(precision)
