@@ -18,15 +18,6 @@ from megatron_sts.errors import ConfigError
 # ---------------------------------------------------------------------------------------------- whole recipe
 
 
-def check_not_in_this_version(recipe: Recipe) -> Iterator[str]:
-    """Settings that the recipe knows and this version cannot honour."""
-    if recipe.parallel.context > 1:
-        yield (
-            f"parallel.context is {recipe.parallel.context}, but context parallelism is not in this version; "
-            "set parallel.context: 1"
-        )
-
-
 def check_stop_after(recipe: Recipe) -> Iterator[str]:
     """A time limit is longer than nothing."""
     if recipe.stop_after is not None and recipe.stop_after.seconds == 0:
@@ -170,7 +161,6 @@ def check_max_tokens(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
 
 
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
-    check_not_in_this_version,
     check_fp8_sizes,
     check_fp8_ends,
     check_stop_after,

@@ -125,7 +125,7 @@ def check_data(
     lengths = None
     if text is not None and samples:
         measured = _in_workers(text.measure, samples, workers, progress("records"))
-        lengths, too_long = _lengths(samples, measured, text, problems, unusable)
+        lengths, too_long = _lengths(samples, measured, text, problems)
         unusable |= too_long
     return {
         "data": str(data),
@@ -149,7 +149,6 @@ def _lengths(
     measured: Sequence[tuple[int, int, int] | str],
     text: TextSettings,
     problems: dict[str, list[dict[str, Any]]],
-    unusable: set[int],
 ) -> tuple[dict[str, Any] | None, set[int]]:
     """The lengths of the samples that can be encoded; problems are added, with the numbers of their samples."""
     refused = [(number, found) for number, found in enumerate(measured) if isinstance(found, str)]

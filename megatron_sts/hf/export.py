@@ -113,7 +113,7 @@ def export_checkpoint(
     details = TensorReport(left_out=dict.fromkeys(unused, "which no LLaVA model has"))
     with written_beside(output) as directory:
         config.save_pretrained(directory)
-        _generation_config(loaded_tokenizer, trained_template(loaded_tokenizer, run.recipe.stages)).save_pretrained(
+        generation_config(loaded_tokenizer, trained_template(loaded_tokenizer, run.recipe.stages)).save_pretrained(
             directory
         )
         save_processor(processor, directory)
@@ -140,7 +140,7 @@ def export_checkpoint(
     )
 
 
-def _generation_config(tokenizer: PreTrainedTokenizerBase, template: Template | None) -> GenerationConfig:
+def generation_config(tokenizer: PreTrainedTokenizerBase, template: Template | None) -> GenerationConfig:
     """Generation ends at the tokenizer's end of a sequence, and at the token that the template ends an answer with."""
     ends = [tokenizer.eos_token_id]
     if template is not None and template.stop is not None:

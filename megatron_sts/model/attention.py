@@ -1,13 +1,20 @@
-"""The attention core of the plain layer spec."""
+"""The attention core of the plain layer spec, which shares a sequence out over context-parallel ranks by itself.
+
+Shapes: s positions held by this rank, S of the whole sequence, b micro-batch, a query heads, g groups of size d.
+"""
 
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from megatron_sts.parallel.sequence import own_ranges
 
 
 class CausalAttention(torch.nn.Module):
@@ -23,18 +30,48 @@ class CausalAttention(torch.nn.Module):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
         **_: Any,
     ):
         super().__init__()
+        self.context = None if config.context_parallel_size == 1 or pg_collection is None else pg_collection.cp
         assert attn_mask_type == AttnMaskType.causal
         head_size = config.kv_channels
         assert head_size is not None
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(head_size)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
-        """query [s, b, a, d], key and value [s, b, g, d] -> [s, b, a * d]; a query heads, g groups of size d."""
+        """query [s, b, a, d], key and value [s, b, g, d] -> [s, b, a * d].
+
+        Under context parallelism every rank gathers all keys and values [S, b, g, d], rank by rank; in the backward
+        pass their gradients are summed over the ranks, each for its own positions.
+        """
+        seen = None
+        if self.context is not None:
+            # In one transfer.
+            both = gather_from_sequence_parallel_region(torch.cat([key, value], dim=2), group=self.context)
+            key, value = both.chunk(2, dim=2)
+            seen = _seen(key.size(0), self.context.rank(), self.context.size(), key.device)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         output = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=query.size(1) != key.size(1)
+            query,
+            key,
+            value,
+            attn_mask=seen,
+            is_causal=seen is None,
+            scale=self.softmax_scale,
+            enable_gqa=query.size(1) != key.size(1),
         )
         return output.permute(2, 0, 1, 3).flatten(2).contiguous()
+
+
+def _seen(length: int, rank: int, size: int, device: torch.device) -> Tensor:
+    """[s, S] whether a position of this rank sees a gathered one: it stands there or later.
+
+    Contract: ranks hold the positions that parallel.sequence.own_ranges says, in that order.
+    """
+    held = [
+        torch.cat([torch.arange(start, end, device=device) for start, end in own_ranges(length, 0, 1, of_rank, size)])
+        for of_rank in range(size)
+    ]
+    return held[rank][:, None] >= torch.cat(held)

@@ -17,6 +17,8 @@ from megatron_sts.model.projector import Projector
 from megatron_sts.model.skippable_layer import hand_down_plan
 from megatron_sts.model.vision import VisionTower
 from megatron_sts.model.visual_tokens import VisualTokens
+from megatron_sts.parallel.chunk import take
+from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
 
 
@@ -50,7 +52,7 @@ class MultimodalModel(MegatronModule):
         self._plan: StepPlan | None = None
         self.visual: VisualTokens | None = None
         if vision is not None and projector is not None:
-            self.visual = VisualTokens(vision, projector, language, groups.tp, config)
+            self.visual = VisualTokens(vision, projector, language, groups.tp, groups.cp, config)
 
     def set_plan(self, plan: StepPlan) -> None:
         """Hand the step's plan down: to the layers, and to the selection of visual tokens."""
@@ -68,6 +70,7 @@ class MultimodalModel(MegatronModule):
     def forward(self, batch: Batch | None, labels: Tensor | None = None) -> Tensor:
         """One micro-batch through this chunk.
 
+        The batch holds whole sequences; s is what a context-parallel rank holds of them.
         1. First chunk: embed the text, select, project and merge the visual tokens of the own sequence chunk.
         2. Run the chunk's layers; those that the plan skips are the identity.
         3. Last chunk: with labels [b, s] the loss per token [b, s], without the logits [b, s, V / t].
@@ -83,7 +86,9 @@ class MultimodalModel(MegatronModule):
 
     def _embed(self, batch: Batch) -> Tensor:
         assert self._plan is not None and self.visual is not None
-        text = self.language.embedding(input_ids=batch.tokens, position_ids=None)
+        context = self.pg_collection.cp
+        held = own_ranges(batch.tokens.size(1), context_rank=context.rank(), context_size=context.size())
+        text = self.language.embedding(input_ids=take(batch.tokens, held), position_ids=None)
         return self.visual.embed_into(text, batch, self._plan)
 
     def sharded_state_dict(

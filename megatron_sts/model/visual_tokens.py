@@ -25,12 +25,17 @@ from megatron_sts.sts import StepPlan
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Makes the visual tokens of a micro-batch, the work shared out over the tensor-parallel ranks."""
+    """Makes the visual tokens of a micro-batch, the work shared out over the tensor-parallel ranks.
+
+    group: those ranks. context: the context-parallel ones, each of which does this for its own part of the sequence
+    and runs the tower for all images.
+    """
 
     vision: VisionTower
     projector: Projector
     language: GPTModel
     group: dist.ProcessGroup
+    context: dist.ProcessGroup
     config: TransformerConfig
 
     def embed_into(self, text: Tensor, batch: Batch, plan: StepPlan) -> Tensor:
@@ -62,16 +67,19 @@ class VisualTokens:
         count = batch.image_rows.size(0)
         exchanges = self.config.sequence_parallel and size > 1
         shared = size > 1 and (exchanges or not is_trained(self.vision))
-        chunks = [own_ranges(length, chunk, size) for chunk in range(size)] if exchanges else [own_ranges(length)]
-        own_chunk = chunks[rank] if exchanges else chunks[0]
+        chunks = [self.chunk(length, other) for other in range(size)]
+        own_chunk = chunks[rank]
         rows = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, own_chunk)
         shares = [own_share(count, other, size) for other in range(size)] if shared else [range(count)]
         own = shares[rank] if shared else shares[0]
         kept = self._kept(batch, plan, own).flatten(0, 1)
-        if not count or not shared:
-            return kept, rows
         if not exchanges:
-            return gather_from_all(kept, [len(share) * plan.visual_tokens for share in shares], self.group), rows
+            if count and shared:
+                kept = gather_from_all(kept, [len(share) * plan.visual_tokens for share in shares], self.group)
+            # Without context parallelism all rows are held, in their order.
+            return kept if self.context.size() == 1 else kept[rows.image * plan.visual_tokens + rows.slot], rows
+        if not count:
+            return kept, rows
         places = [visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, chunk) for chunk in chunks]
         mine = [(place.image >= own.start) & (place.image < own.stop) for place in places]
         order = torch.cat(
@@ -84,6 +92,11 @@ class VisualTokens:
         # Shares are neighbours in the order of the ranks, so that what arrives is in the order of `rows`.
         received = [int(((rows.image >= share.start) & (rows.image < share.stop)).sum()) for share in shares]
         return send_to_owners(kept[order], sent, received, self.group), rows
+
+    def chunk(self, length: int, rank: int) -> tuple[tuple[int, int], ...]:
+        """What a tensor-parallel rank beside this one holds of a sequence."""
+        place = (rank, self.group.size()) if self.config.sequence_parallel else (0, 1)
+        return own_ranges(length, *place, self.context.rank(), self.context.size())
 
     def _kept(self, batch: Batch, plan: StepPlan, own: range) -> Tensor:
         """[m, K, w] of the own images. A trained tower takes part also without one, on a black picture."""

@@ -77,7 +77,8 @@ class MicroBatchCosts:
 def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> MicroBatchCosts:
     """Costs with so many visual tokens kept of each image.
 
-    Tensor-parallel ranks share layers and logits, and the projector under sequence parallelism. Recomputation adds
+    Tensor-parallel ranks share layers and logits, and the projector under sequence parallelism; context-parallel ones
+    all three and not the tower. Recomputation adds
     the forward pass of the layers (`full`) or of their attention products (`selective`) to the backward pass.
     Contract: model/visual_tokens.py shares the tower's images and the scoring of visual tokens out over them, except
     where the tower is trained without sequence parallelism. A micro-batch with fewer images than ranks leaves some
@@ -94,7 +95,8 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
     images = micro * images_per_sample(stage)
     shared = parallel.tensor > 1 and (parallel.sequence_parallel or "vision" not in stage.trains)
     busiest = -(-images // parallel.tensor) if shared else images
-    projector_ranks = parallel.tensor if parallel.sequence_parallel else 1
+    ranks = parallel.tensor * parallel.context
+    projector_ranks = ranks if parallel.sequence_parallel else parallel.context
     scored = ModelSizes(recipe.architecture).projector(_scored(recipe, stage, visual_tokens))
 
     def first_stage(flops: StepFlops) -> float:
@@ -103,9 +105,9 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
 
     return MicroBatchCosts(
         layer=PassCost(
-            micro * forward.layers / parallel.tensor,
-            micro * (both.layers - forward.layers + recomputed) / parallel.tensor,
+            micro * forward.layers / ranks,
+            micro * (both.layers - forward.layers + recomputed) / ranks,
         ),
         first=PassCost(first_stage(forward), first_stage(both) - first_stage(forward)),
-        last=PassCost(micro * forward.head / parallel.tensor, micro * (both.head - forward.head) / parallel.tensor),
+        last=PassCost(micro * forward.head / ranks, micro * (both.head - forward.head) / ranks),
     )

@@ -7,6 +7,8 @@ With n parameters on a rank, n' of them trained, and d data-parallel ranks:
     optimiser    s n', over d with the distributed optimiser; s = 8 for Adam's two moments in fp32, 4 for SGD's momentum
                  (0 without), and 4 more in bf16 for the fp32 weights that are stepped
 
+Context-parallel ranks hold the same weights and split the optimiser's state like data-parallel ones.
+
 Tensor parallelism divides the matrices of the language model and the embedding; norms, projector and tower are whole
 on every rank. Left out: activations, communication buffers, the padding of the distributed optimiser's buffers (at
 most 64 elements a tensor and 128 a bucket), what the CUDA context and libraries take.
@@ -91,7 +93,7 @@ def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int
     half = recipe.precision != "fp32"
     optimizer = recipe.optimizer
     state = 8 if optimizer.kind == "adam" else 4 if optimizer.momentum else 0
-    shared = data_parallel if optimizer.distributed else 1
+    shared = data_parallel * recipe.parallel.context if optimizer.distributed else 1
     return RankBytes(
         parameters=(2 if half else 4) * sum(held.values()),
         gradients=4 * trained,

@@ -19,6 +19,7 @@ def forecast_text(found: RecipeForecast) -> str:
         f"layout on {ranks} ranks: tensor {parallel.tensor}"
         f"{' with sequence parallelism' if parallel.sequence_parallel else ''}, pipeline {parallel.pipeline}"
         f"{f' x {parallel.virtual_pipeline} virtual' if parallel.virtual_pipeline > 1 else ''}, "
+        f"{f'context {parallel.context}, ' if parallel.context > 1 else ''}"
         f"data {found.data_parallel}; layers of the {'virtual ' if parallel.virtual_pipeline > 1 else ''}stages "
         f"{_numbers(found.own_split)}"
     ]

@@ -39,7 +39,7 @@ def measure_compression(recipe: Recipe, stage_name: str, total_steps: int, repea
     model.set_plan(plan)
     ours = model.visual
     assert ours is not None
-    plain = PlainVisualTokens(ours.vision, ours.projector, ours.language, ours.group, ours.config)
+    plain = PlainVisualTokens(ours.vision, ours.projector, ours.language, ours.group, ours.context, ours.config)
     batch = next(stepper.batches(plan, stepper.length(plan)))
     same = torch.tensor(float((ours.projected_rows(batch, plan)[0] - plain.projected_rows(batch, plan)[0]).abs().max()))
     assert same < 1e-2, "both ways make the same embeddings"

@@ -107,7 +107,8 @@ def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) ->
     return (
         f"{stage.name}: {samples}, {data.total_steps:,} steps of {stage.batch.global_size}, "
         f"trains {', '.join(stage.trains)}; tensor {place.tensor_size} x pipeline {place.pipeline_size} x "
-        f"data {place.data_size}; {origin}" + (f", after step {start.step}" if start.resumes else "")
+        f"context {place.context_size} x data {place.data_size}; {origin}"
+        + (f", after step {start.step}" if start.resumes else "")
     )
 
 

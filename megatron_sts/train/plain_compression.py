@@ -7,7 +7,6 @@ from megatron_sts.model.compressor import compress
 from megatron_sts.model.merge import VisualRows, visual_rows
 from megatron_sts.model.visual_tokens import VisualTokens
 from megatron_sts.parallel.exchange import gather_from_all, own_share
-from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
 
 
@@ -29,7 +28,7 @@ class PlainVisualTokens(VisualTokens):
         """As in VisualTokens, by way of every visual token on every rank."""
         features = self.gathered(batch, plan)
         projected = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-        chunk = own_ranges(batch.tokens.size(1), self.group.rank(), self.group.size())
+        chunk = self.chunk(batch.tokens.size(1), self.group.rank())
         rows = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, chunk)
         kept = compress(projected, plan, self.image_context(batch, plan, slice(0, len(projected)), lambda rows: rows))
         return kept[rows.image, rows.slot], rows

@@ -15,7 +15,9 @@ from megatron_sts.data import IGNORED_LABEL, Batch
 from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.skippable_layer import parameters_of_skipped
+from megatron_sts.parallel.chunk import take
 from megatron_sts.parallel.groups import Place
+from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.bad_steps import Judgement, StepJudge
 from megatron_sts.train.optimizer import StageOptimizer
@@ -136,7 +138,7 @@ class TrainStep:
         # The interleaved schedule reads the micro-batches once for each of this rank's chunks.
         iterators = [iter(held) for _ in self._wrapped]
         losses = self._forward_backward(
-            forward_step_func=_forward_step,
+            forward_step_func=partial(_forward_step, self._place),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self._wrapped,
             num_microbatches=micro_batches,
@@ -208,12 +210,16 @@ def _on_device(batch: Batch, device: Any) -> Batch:
     return replace(batch, **moved)
 
 
-def _forward_step(batches: Iterator[Batch | None], model: SkippingDataParallel) -> tuple[Tensor, Any]:
-    """megatron-core's forward step: (output, function from output to (loss sum, tokens, figures))."""
+def _forward_step(place: Place, batches: Iterator[Batch | None], model: SkippingDataParallel) -> tuple[Tensor, Any]:
+    """megatron-core's forward step: (output, function from output to (loss sum, tokens, figures)).
+
+    A context-parallel rank takes the loss of the positions that it holds; sums and counts go over all ranks later.
+    """
     batch = next(batches)
     if batch is None:
         return model(None), None
-    labels = batch.labels
+    held = own_ranges(batch.labels.size(1), context_rank=place.context_rank, context_size=place.context_size)
+    labels = take(batch.labels, held)
     return model(batch, labels=labels.clamp_min(0)), partial(_loss, labels)
 
 

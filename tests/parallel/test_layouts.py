@@ -24,6 +24,9 @@ LAYOUTS = {
     "pp2": (2, {"pipeline": 2}),
     "pp2_vp2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
     "pp2_uneven": (2, {"pipeline": 2, "layers_per_stage": [1, 3]}),
+    "cp2": (2, {"context": 2}),
+    "tp2_sp_cp2": (4, {"tensor": 2, "sequence_parallel": True, "context": 2}),
+    "pp2_cp2": (4, {"pipeline": 2, "context": 2}),
     "tp2_pp2_sp": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True}),
 }
 
@@ -69,8 +72,9 @@ def test_sts_skips_and_compresses_in_these_runs(references):
 
 @pytest.mark.parametrize("sts", [False, True], ids=["dense", "sts"])
 def test_data_parallel_with_distributed_optimizer_trains_as_one_process(root, references, sts):
-    found = observe(_recipe(root, sts, False, {}, optimizer={"epsilon": 1e-2, "distributed": True}), "tune", 2)
-    assert_same(found, references[sts, False])
+    for ranks, parallel in ((2, {}), (4, {"context": 2})):
+        recipe = _recipe(root, sts, False, parallel, optimizer={"epsilon": 1e-2, "distributed": True})
+        assert_same(observe(recipe, "tune", ranks), references[sts, False])
 
 
 def test_recompute_changes_nothing(references):
@@ -85,17 +89,18 @@ def test_alignment_trains_the_projector_alone_in_every_layout(root):
     changes = {"align__compress": {"keep_ratio": 0.5}}
     expected = observe(_recipe(root, False, False, {}, **changes), "align", 1)
     assert expected.gradients.keys() == {f"projector.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
-    for layout in ("tp2_sp", "pp2_vp2", "tp2_pp2_sp"):
+    for layout in ("tp2_sp", "cp2", "pp2_vp2", "tp2_pp2_sp"):
         ranks, parallel = LAYOUTS[layout]
         assert_same(observe(_recipe(root, False, False, parallel, **changes), "align", ranks), expected)
 
 
-def test_trained_tower_gets_the_same_gradients_under_sequence_parallelism(root):
+@pytest.mark.parametrize("layout", ["tp2_sp", "cp2", "tp2_sp_cp2"])
+def test_trained_tower_gets_the_same_gradients_where_the_sequence_is_split(root, layout):
     changes = {"tune__trains": ["projector", "vision"], "tune__learning_rate": {"language": None, "vision": 1e-3}}
     expected = observe(_recipe(root, False, False, {}, **changes), "tune", 1)
     assert any(key.startswith("vision.") for key in expected.gradients)
-    found = observe(_recipe(root, False, False, LAYOUTS["tp2_sp"][1], **changes), "tune", 2)
-    assert_same(found, expected)
+    ranks, parallel = LAYOUTS[layout]
+    assert_same(observe(_recipe(root, False, False, parallel, **changes), "tune", ranks), expected)
 
 
 def test_text_alone_trains_in_every_layout_and_leaves_the_projector_without_gradient(root):
@@ -104,7 +109,7 @@ def test_text_alone_trains_in_every_layout_and_leaves_the_projector_without_grad
     changes = {"tune__data": {"train": str(root / "text.json"), "images": None}}
     expected = observe(_recipe(root, True, False, {}, **changes), "tune", 1)
     assert not any(np.any(values) for key, values in expected.gradients.items() if key.startswith("projector."))
-    for layout in ("tp2_sp", "pp2_vp2"):
+    for layout in ("tp2_sp", "tp2_sp_cp2", "pp2_vp2"):
         ranks, parallel = LAYOUTS[layout]
         assert_same(observe(_recipe(root, True, False, parallel, **changes), "tune", ranks), expected)
 

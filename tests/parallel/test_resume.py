@@ -106,6 +106,7 @@ def test_checkpoint_resumes_on_another_layout_with_the_same_plan(root, tmp_path,
     expected = _train(whole, 4)
     for name, ranks, parallel in (
         ("pp2", 2, {"pipeline": 2}),
+        ("cp2", 2, {"context": 2}),
         ("tp2", 2, {"tensor": 2}),
         ("dp2", 2, {}),
         ("one", 1, {}),

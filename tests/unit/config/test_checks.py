@@ -68,11 +68,6 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         [f"{LANGUAGE}.rotary_scaling is linear", "phi3 models do not have", "remove it"],
     ),
     (
-        "check_not_in_this_version",
-        ["parallel.context=2"],
-        ["parallel.context is 2", "context parallelism is not in this version", "parallel.context: 1"],
-    ),
-    (
         "check_fp8_sizes",
         ["precision=fp8", f"{LANGUAGE}.ffn_hidden_size=360"],
         [f"{LANGUAGE}.ffn_hidden_size is 360, not a multiple of 16 on each rank", "precision: bf16"],
@@ -343,7 +338,7 @@ def test_what_is_at_a_limit_is_allowed(overrides: list[str], load: Callable[...,
 
 
 def test_all_problems_come_in_one_error(refused: Callable[..., str]) -> None:
-    message = refused("parallel.context=2", "stages.tune.skip.alpha=0.9", "stages.align.batch.micro=3")
+    message = refused("parallel.sequence_parallel=true", "stages.tune.skip.alpha=0.9", "stages.align.batch.micro=3")
     assert message.count("\n  - ") == 3
     assert "recipe.yaml cannot be used:" in message.splitlines()[0]
 
@@ -385,7 +380,7 @@ def test_a_path_too_long_for_the_system_is_a_missing_file(refused: Callable[...,
 
 
 def test_a_recipe_built_in_code_is_checked_too(recipe_values: dict[str, Any]) -> None:
-    recipe_values["parallel"] = {"context": 2}
+    recipe_values["parallel"] = {"sequence_parallel": True}
     recipe = Recipe.model_validate(recipe_values)
-    with pytest.raises(ConfigError, match=r"the recipe cannot be used:\n  - parallel\.context is 2"):
+    with pytest.raises(ConfigError, match=r"the recipe cannot be used:\n  - parallel\.sequence_parallel is true"):
         check_recipe(recipe, check_files=False)

@@ -86,6 +86,12 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
+def chat_tokens() -> list[str]:
+    """The special tokens of ChatML and of Llama 3."""
+    return CHAT_TOKENS
+
+
+@pytest.fixture
 def make_sample() -> Callable[..., Sample]:
     """Makes a conversation of alternating texts, human first."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megatron_sts.data import Turn, read_llava_json
+from megatron_sts.data import Turn, read_llava_json, scan_llava_json
 from megatron_sts.errors import DataError
 
 QUESTION = {"from": "human", "value": "<image>\nWhat digit?"}
@@ -178,3 +178,92 @@ def test_a_missing_or_unreadable_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(DataError, match="cannot be read"):
         read_llava_json(tmp_path / "folder.json")
+
+
+def conversation(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": speaker, "value": text} for speaker, text in turns]
+
+
+def test_a_first_system_turn_is_the_samples_system_prompt(tmp_path: Path) -> None:
+    turns = conversation(("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello"))
+    (sample,) = read_llava_json(write(tmp_path, [{"conversations": turns}]))
+    assert sample.system == "Be brief."
+    assert sample.turns == (Turn("human", "Hi"), Turn("assistant", "Hello"))
+
+
+def test_pictures_of_a_record_without_marks_stand_before_its_first_turn(tmp_path: Path) -> None:
+    turns = conversation(("human", "What?"), ("gpt", "two"), ("human", "Sure?"), ("gpt", "yes"))
+    one, two = read_llava_json(
+        write(
+            tmp_path,
+            [{"image": "a.png", "conversations": turns}, {"images": ["a.png", "b.png"], "conversations": turns}],
+        )
+    )
+    assert [turn.text for turn in one.turns[::2]] == ["<image>What?", "Sure?"]
+    assert [turn.text for turn in two.turns[::2]] == ["<image><image>What?", "Sure?"]
+    assert (one.images, two.images) == (("a.png",), ("a.png", "b.png"))
+
+
+def test_the_messages_form_of_hugging_face_is_read(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Is "}, {"type": "image", "image": "a.png"}, {"type": "text", "text": " red?"}]
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "yes"},
+    ]
+    (sample,) = read_llava_json(write(tmp_path, [{"id": 3, "messages": messages}]))
+    assert (sample.id, sample.system, sample.images) == ("3", "Be brief.", ("a.png",))
+    assert sample.turns == (Turn("human", "Is <image> red?"), Turn("assistant", "yes"))
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (
+            {"conversations": conversation(("human", "Hi"), ("system", "Be brief."), ("gpt", "a"))},
+            "conversations[1]: found a system turn; it goes before all others",
+        ),
+        (
+            {"conversations": conversation(("system", "a"), ("system", "b"), ("human", "c"), ("gpt", "d"))},
+            "conversations[1]: found a system turn",
+        ),
+        ({"conversations": conversation(("system", "a"))}, "found a system turn alone"),
+        (
+            {"conversations": conversation(("system", "a"), ("gpt", "b"))},
+            "conversations[1].from: found 'gpt' where a human turn belongs",
+        ),
+        (
+            {"conversations": conversation(("system", "a"), ("human", "b"), ("gpt", "c"), ("human", "d"))},
+            "conversations[3]: found a human turn without an answer",
+        ),
+        (
+            {"conversations": conversation(("system", "<image>"), ("human", "b"), ("gpt", "c")), "image": "a.png"},
+            "conversations[0].value: found <image> in a system prompt",
+        ),
+        (
+            {"image": "a.png", "images": ["b.png"], "conversations": conversation(("human", "b"), ("gpt", "c"))},
+            "image: found both 'image' and 'images'",
+        ),
+        ({"images": [""], "conversations": conversation(("human", "b"), ("gpt", "c"))}, "images: found ''"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role: found 'tool'"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content: found 3"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+            "messages[0].content[0]: found {'type': 'vi",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]},
+            "messages: found 1 <image> in the human turns and 0 in 'image'",
+        ),
+    ],
+)
+def test_a_bad_system_prompt_or_message_is_named(tmp_path: Path, record: dict[str, Any], expected: str) -> None:
+    assert expected in message_for(tmp_path, record)
+
+
+def test_a_scan_gives_the_good_records_and_the_bad_ones(tmp_path: Path) -> None:
+    good = {"conversations": conversation(("human", "Hi"), ("gpt", "Hello"))}
+    samples, bad = scan_llava_json(write(tmp_path, [{"id": 5}, good, 7]))
+    assert [sample.id for sample in samples] == ["1"]
+    assert [(record.number, record.id) for record in bad] == [(0, "5"), (2, None)]
+    assert str(bad[1]).startswith("record 2: found a int")

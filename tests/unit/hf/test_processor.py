@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from transformers import AutoProcessor
 
+from megatron_sts.data import TEMPLATES
 from megatron_sts.errors import ConversionError, DataError
-from megatron_sts.hf.processor import build_processor, load_tokenizer
+from megatron_sts.hf.export import generation_config
+from megatron_sts.hf.processor import build_processor, load_tokenizer, save_processor
 from tests.unit.hf.tiny_llava import architecture, make_recipe, make_tokenizer
 
 
@@ -50,3 +53,26 @@ def test_a_picture_becomes_as_many_tokens_as_the_tower_yields(family: str, selec
     batch = processor(text="USER: <image> yes", images=Image.new("RGB", (50, 30)), return_tensors="pt")
     assert (batch["input_ids"] == processor.image_token_id).sum() == tokens
     assert batch["pixel_values"].shape == (1, 3, 28, 28)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_model_trained_on_padded_pictures_pads_at_inference(family: str, tmp_path: Path) -> None:
+    sizes = architecture(family)
+    (stage,) = make_recipe(sizes, None, None).stages[-1:]
+    padded = stage.model_copy(update={"data": stage.data.model_copy(update={"image_aspect_ratio": "pad"})})
+    picture = Image.new("RGB", (60, 20), (255, 255, 255))
+    for stages, corner_is_mean in (([stage], False), ([padded], True)):
+        save_processor(build_processor(make_tokenizer(), sizes, None, stages), tmp_path)
+        loaded = AutoProcessor.from_pretrained(tmp_path, backend="pil", local_files_only=True)
+        pixels = loaded.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+        # Normalization makes the mean colour, rounded to a 255th, zero.
+        assert (pixels[:, 0, 0].abs().max() < 0.02) == corner_is_mean
+
+
+def test_generation_ends_at_the_templates_end_of_an_answer() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert generation_config(tokenizer, TEMPLATES["chatml"]).eos_token_id == [tokenizer.eos_token_id, end]
+    for template in (TEMPLATES["vicuna_v1"], TEMPLATES["plain"], None):
+        assert generation_config(tokenizer, template).eos_token_id == tokenizer.eos_token_id

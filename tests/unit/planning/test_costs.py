@@ -51,6 +51,17 @@ def test_tensor_parallel_ranks_share_layers_logits_and_the_images_of_the_tower(m
     assert chunked.first.forward == pytest.approx(tower / 2 + projector / 8)
 
 
+def test_context_parallel_ranks_share_everything_but_the_tower(make):
+    # 916 tokens are a multiple of four: two chunks a rank.
+    one, two = make(), make(parallel={"context": 2})
+    alone, shared = (micro_batch_costs(recipe, recipe.stage("tune"), 576) for recipe in (one, two))
+    assert shared.layer.total == pytest.approx(alone.layer.total / 2)
+    assert shared.last.total == pytest.approx(alone.last.total / 2)
+    projector = 2 * 576 * (1024 * 4096 + 4096 * 4096) * 2
+    assert shared.first.forward == pytest.approx(alone.first.forward - projector / 2)
+    assert shared.first.backward == pytest.approx(alone.first.backward / 2)
+
+
 def test_a_trained_tower_is_shared_out_only_under_sequence_parallelism(make):
     trained = {"tune__trains": ["vision"], "tune__learning_rate": {"projector": None, "language": None, "vision": 1e-3}}
     alone, shared, chunked = (

@@ -89,5 +89,8 @@ def test_bytes_of_a_trained_parameter(make, precision, optimizer, bytes_a_parame
     held = rank_bytes(recipe, recipe.stage("tune"), 1, data_parallel=8)
     count = part_parameters(recipe, 1)["language"]
     assert (held.parameters, held.gradients, held.optimizer) == tuple(each * count for each in bytes_a_parameter)
+    # Context-parallel ranks split the distributed optimiser's state as data-parallel ones do.
+    context = make(precision=precision, optimizer=optimizer, parallel={"pipeline": 4, "context": 2})
+    assert rank_bytes(context, context.stage("tune"), 1, data_parallel=4) == held
     frozen = rank_bytes(recipe, recipe.stage("align"), 1, data_parallel=8)
     assert (frozen.gradients, frozen.optimizer) == (0, 0)

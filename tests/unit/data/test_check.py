@@ -1,0 +1,157 @@
+"""Shows that a check of data finds each kind of problem, counts as training does, and says all of it by id."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from megatron_sts.data import TEMPLATES
+from megatron_sts.data.check import TextSettings, check_data
+from megatron_sts.data.check_stage import check_stage_data, stages_to_check
+from megatron_sts.data.check_text import check_text
+from megatron_sts.data.lengths import OverLong
+from megatron_sts.errors import ConfigError, DataError
+from megatron_sts.train.stage_data import StageData
+from tests.tiny import tiny_recipe
+from tools.prepare_data import main
+
+
+def record(name: Any, image: str | None = None, answer: str = "yes", question: str = "Sure?") -> dict[str, Any]:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": name, "conversations": turns} | ({} if image is None else {"image": image})
+
+
+def write(folder: Path, records: list[Any]) -> Path:
+    path = folder / "data.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture
+def settings(word_tokenizer: PreTrainedTokenizerFast) -> Callable[[int, OverLong], TextSettings]:
+    def make(max_tokens: int, over_long: OverLong) -> TextSettings:
+        return TextSettings(word_tokenizer, TEMPLATES["vicuna_v1"], "", 9, 4, max_tokens, over_long)
+
+    return make
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_kind_of_problem_is_found_by_id(
+    tmp_path: Path, image_folder: Path, settings: Callable[[int, OverLong], TextSettings], workers: int
+) -> None:
+    (image_folder / "cut.png").write_bytes((image_folder / "0.png").read_bytes()[:50])
+    (image_folder / "out.png").symlink_to("/etc/passwd")
+    many = [record(f"good{number}", f"{number % 8}.png") for number in range(70)]
+    bad = [
+        record("gone", "none.png"),
+        record("cut", "cut.png"),
+        record("out", "out.png"),
+        record("long", answer="yes " * 20),
+        record("broken", answer=""),
+        record("twice"),
+        record("twice"),
+        7,
+    ]
+    found = check_data(
+        write(tmp_path, [*many, *bad]), image_folder, settings(20, "error"), workers=workers, progress=lambda _: ticks
+    )
+    assert (found["records"], found["usable"], found["text_only"]) == (78, 72, 3)
+    assert found["images"] == {"named": 73, "files": 11, "bad_files": 3, "most_in_a_record": 1}
+    problems = found["problems"]
+    assert [(one["record"], one["id"]) for one in problems["bad_records"]] == [(74, "broken"), (77, None)]
+    assert problems["repeated_ids"] == [{"id": "twice"}]
+    assert [one["id"] for one in problems["images"]] == ["gone", "cut", "out"]
+    for one, part in zip(problems["images"], ["no such image", "cannot be decoded", "outside"], strict=True):
+        assert part in one["problem"]
+    assert problems["over_long"] == [{"id": "long", "tokens": 25}]
+    assert problems["without_supervision"] == problems["cannot_be_encoded"] == []
+    json.dumps(found)
+
+
+def ticks(done: int, total: int) -> None:
+    assert 0 < done <= total
+
+
+def test_lengths_by_hand(tmp_path: Path, image_folder: Path, settings: Callable[[int, OverLong], TextSettings]) -> None:
+    # <s> USER: Sure? ASSISTANT: yes </s>; with a picture <s> USER: _ <image> \nSure? ASSISTANT: yes </s>
+    found = check_data(write(tmp_path, [record("a"), record("b", "0.png")]), image_folder, settings(20, "error"))
+    lengths = found["lengths"]
+    assert lengths["text"] == {"mean": 6.5, "p50": 7, "p99": 7, "max": 7}
+    assert lengths["supervised"]["max"] == 2
+    assert lengths["before_compression"] == {"mean": 11.0, "p50": 16, "p99": 16, "max": 16}
+    assert lengths["after_compression"]["max"] == 11
+    text = check_text(found)
+    assert "2 records, 2 of them usable" in text and "with 9 an image" in text and "compressed to 4" in text
+
+
+@pytest.mark.parametrize(
+    ("over_long", "usable", "cut", "left_out"), [("error", 1, 0, 0), ("cut", 2, 1, 0), ("drop", 1, 0, 1)]
+)
+def test_over_long_records_are_usable_as_the_recipe_has_it(
+    tmp_path: Path,
+    settings: Callable[[int, OverLong], TextSettings],
+    over_long: OverLong,
+    usable: int,
+    cut: int,
+    left_out: int,
+) -> None:
+    path = write(tmp_path, [record("long", answer="yes no two"), record("short")])
+    found = check_data(path, None, settings(6, over_long))
+    assert found["usable"] == usable
+    expected = {"policy": over_long, "records": 1, "cut": cut, "left_out": left_out}
+    assert found["lengths"]["over_long"] == expected
+    assert "1 records longer than max_tokens:\n  id 'long': 8 tokens" in check_text(found)
+
+
+def test_the_text_shows_a_few_and_says_how_many_more(tmp_path: Path) -> None:
+    text = check_text(check_data(write(tmp_path, [*({"id": f"r{number}"} for number in range(9)), record("a")]), None))
+    assert "9 records that cannot be read:\n  record 0, id 'r0': conversations: found nothing" in text
+    assert "id 'r4'" in text and "id 'r5'" not in text and "... and 4 more" in text
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: is no folder"):
+        check_data(write(tmp_path, [record("a")]), tmp_path / "nowhere")
+
+
+def test_a_stage_is_checked_as_it_would_be_trained(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, align__compress={"keep_tokens": 3})
+    stage = recipe.stage("align")
+    found = check_stage_data(recipe, stage)
+    assert (found["stage"], found["usable"]) == ("align", 24)
+    index = StageData(recipe, stage).index
+    for tokens, key in ((16, "before_compression"), (3, "after_compression")):
+        lengths = index.lengths(tokens)
+        assert (found["lengths"][key]["mean"], found["lengths"][key]["max"]) == (
+            round(lengths.mean(), 1),
+            lengths.max(),
+        )
+
+
+def test_the_stages_that_read_a_file_are_checked(tmp_path: Path) -> None:
+    other = write(tmp_path, [record("a")])
+    recipe = tiny_recipe(tmp_path, tune__data={"train": str(other)})
+    assert [stage.name for stage in stages_to_check(recipe, None, None)] == ["align", "tune"]
+    assert [stage.name for stage in stages_to_check(recipe, None, other)] == ["tune"]
+    assert [stage.name for stage in stages_to_check(recipe, "align", other)] == ["align"]
+    with pytest.raises(ConfigError, match=r"third\.json: no stage.*align, tune with --stage"):
+        stages_to_check(recipe, None, tmp_path / "third.json")
+
+
+def test_the_command_says_by_its_exit_code_whether_all_is_well(
+    tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ["--images", str(image_folder), "--workers", "0"]
+    assert main(["check", str(write(tmp_path, [record("a", "0.png")])), *images]) == 0
+    assert "1 records, 1 of them usable" in capsys.readouterr().out
+    assert main(["check", str(write(tmp_path, [record("a", "0.png"), record("b", "no.png")])), *images, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [one["id"] for one in found["problems"]["images"]] == ["b"]
+    assert main(["check", str(tmp_path / "none.json")]) == 2
+    assert "error: " in capsys.readouterr().err
+    for arguments in ([], ["a.json", "b.json"], ["a.json", "--stage", "tune"], ["a.json", "--tokenizer", "x"]):
+        with pytest.raises(SystemExit):
+            main(["check", *arguments])
