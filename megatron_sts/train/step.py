@@ -160,9 +160,9 @@ class TrainStep:
         held = None if batch is None else _on_device(batch, device)
         # The interleaved schedule takes a multiple of the pipeline stages.
         micro_batches = self._place.pipeline_size
-        iterators = [iter([held] * micro_batches) for _ in self._wrapped]
+        iterators = [iter([(held, None)] * micro_batches) for _ in self._wrapped]
         self._forward_backward(
-            forward_step_func=_forward_step,
+            forward_step_func=partial(_forward_step, self._place),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self._wrapped,
             num_microbatches=micro_batches,
