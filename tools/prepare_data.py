@@ -1,11 +1,13 @@
-"""Looks at data before it is trained on.
+"""Looks at data before it is trained on, and packs it.
 
 python tools/prepare_data.py check DATA.json --images DIR
 python tools/prepare_data.py check --config RECIPE.yaml [--stage NAME] [key.sub=value ...]
 python tools/prepare_data.py check DATA.json --images DIR --tokenizer DIR --vision DIR [--template NAME]
+python tools/prepare_data.py pack DATA.json --images DIR --output DIR
 
-The first form reads records and images, the others count tokens too: as a recipe's stages would, or with settings of
-their own. Exit code: 0 where every record can be trained on, 1 where some cannot, 2 where nothing could be checked.
+The first form reads records and images, the next two count tokens too: as a recipe's stages would, or with settings of
+their own. The last writes webdataset shards. Exit code: 0 where every record can be trained on, 1 where some cannot, 2
+where nothing could be checked or packed.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from megatron_sts.data.check import TextSettings, check_data
 from megatron_sts.data.check_stage import check_stage_data, stages_to_check
 from megatron_sts.data.check_text import check_text
 from megatron_sts.data.index import Progress
+from megatron_sts.data.pack import pack
 from megatron_sts.errors import MegatronStsError
 from megatron_sts.evaluation.progress import shown_progress
 
@@ -49,8 +52,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     check.add_argument("--no-decode", action="store_true", help="look only whether the image files are there")
     check.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
     check.add_argument("--json", action="store_true", help="one json object for each stage, with every problem")
+    packing = commands.add_parser("pack", help="write webdataset shards, which megatron-energon reads too")
+    packing.add_argument("data", type=Path, metavar="DATA.json")
+    packing.add_argument("--images", type=Path, metavar="DIR", help="folder that the images' paths start from")
+    packing.add_argument("--output", type=Path, required=True, metavar="DIR", help="must not exist yet")
+    packing.add_argument("--shard-size", type=float, default=512, metavar="MB", help="of a shard, in 10^6 bytes")
     # argparse takes positional arguments in one place only; overrides may stand behind the options.
     options, behind = parser.parse_known_args(arguments)
+    if options.command == "pack":
+        if behind or options.shard_size <= 0:
+            parser.error(f"unrecognized arguments: {' '.join(behind)}" if behind else "--shard-size: give 1 or more")
+        return options
     if unknown := [text for text in behind if text.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     given = [*options.given, *behind]
@@ -89,10 +101,23 @@ def reports(options: argparse.Namespace, progress: StartProgress) -> list[dict[s
     return [check_data(options.data, options.images, text, False, decodes, workers, progress)]
 
 
+def pack_shards(options: argparse.Namespace) -> None:
+    """Pack the data and say what was written."""
+    with shown_progress("packing") as progress:
+        packed = pack(options.data, options.images, options.output, int(options.shard_size * 1e6), progress)
+    print(
+        f"{options.output}: {sum(packed.shards.values()):,} records with {packed.images:,} images in "
+        f"{len(packed.shards):,} shards, {packed.bytes / 1e6:,.1f} MB"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
     try:
+        if options.command == "pack":
+            pack_shards(options)
+            return 0
         with ExitStack() as stack:
             found = reports(options, lambda what: stack.enter_context(shown_progress(what)))
     except MegatronStsError as error:

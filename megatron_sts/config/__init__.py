@@ -40,6 +40,7 @@ from megatron_sts.config.resolved import difference, resolved_yaml
 from megatron_sts.config.run_directory import (
     LATEST_FILE,
     METRICS_FILE,
+    QUARANTINE_FILE,
     checkpoint_path,
     checkpoint_root,
     checkpoints_of_stage,
@@ -57,6 +58,7 @@ __all__ = [
     "LATEST_FILE",
     "MANIFEST_FILE",
     "METRICS_FILE",
+    "QUARANTINE_FILE",
     "RUN_FILE",
     "Architecture",
     "BadStepsConfig",

@@ -160,6 +160,15 @@ def check_max_tokens(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
         )
 
 
+def check_packing(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """Context parallelism deals out a row's positions without regard to the samples in it."""
+    if stage.data.packing and recipe.parallel.context > 1:
+        yield (
+            f"stages.{stage.name}.data.packing is true with parallel.context {recipe.parallel.context}, but packed "
+            "samples are not split over context-parallel ranks; set packing: false or context: 1"
+        )
+
+
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     check_fp8_sizes,
     check_fp8_ends,
@@ -177,6 +186,7 @@ STAGE_CHECKS: tuple[Callable[[Recipe, StageConfig], Iterator[str]], ...] = (
     check_skip,
     check_compress,
     check_max_tokens,
+    check_packing,
 )
 
 

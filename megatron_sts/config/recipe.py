@@ -169,8 +169,15 @@ class DataConfig(ConfigModel):
     over_long: Literal["error", "cut", "drop"] = "error"
     """What becomes of a record that is longer: error: training does not start; cut: it ends at max_tokens, and is left
     out where that would cut an image or every answer; drop: it is left out."""
+    group_by_length: bool = False
+    """Whether the samples of a step are of like length, and all with images or all without; saves padding."""
+    packing: bool = False
+    """Whether the samples of a micro-batch lie end to end in one row, each attending to itself alone, instead of padded
+    side by side; a step's micro-batches are then cut by length, `batch.micro` samples each in the mean."""
     workers: int = Field(default=0, ge=0)
     """Processes that load images, per rank; 0: in the training process."""
+    max_bad_records: int = Field(default=0, ge=0)
+    """Records with a picture that cannot be read, found while training, that are left out; one more ends the run."""
 
 
 class BatchConfig(ConfigModel):

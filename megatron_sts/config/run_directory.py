@@ -10,6 +10,8 @@ from megatron_sts.errors import CheckpointError
 
 METRICS_FILE = "metrics.jsonl"
 """One line a step, in a run's output_dir."""
+QUARANTINE_FILE = "quarantine.jsonl"
+"""In a run's output_dir: one line for each record that was found bad while training."""
 LATEST_FILE = "latest"
 """Beside the checkpoints of a run: the name of the one that was finished last."""
 _STEP_DIGITS = 8

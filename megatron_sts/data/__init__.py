@@ -18,6 +18,8 @@ LLaVA json / jsonl
     |  collate         image slots expanded, labels shifted, padded to the step's length
     v
   Batch
+
+Beside the way: check looks at data before a run, pack writes it as shards.
 """
 
 from megatron_sts.data.collate import NO_TOKEN, Batch, RawItem, collate
@@ -36,9 +38,10 @@ from megatron_sts.data.index_cache import fingerprint, load_or_build, prepare_in
 from megatron_sts.data.lengths import Fitted, FittedSamples, fit_lengths
 from megatron_sts.data.llava_json import BadRecord, read_llava_json, sample_of_record, scan_llava_json
 from megatron_sts.data.loader import MicroBatchLoader
+from megatron_sts.data.packing import cut_by_length, with_tail
 from megatron_sts.data.pixel_cache import PixelCache
 from megatron_sts.data.sample import IMAGE_TOKEN, Sample, Turn, placed_images
-from megatron_sts.data.sampler import StepSampler, rank_slice
+from megatron_sts.data.sampler import LengthGroups, StepSampler, rank_slice
 from megatron_sts.data.templates import TEMPLATES, Segment, Template, find_template
 from megatron_sts.data.tokenizer import load_tokenizer
 
@@ -53,6 +56,7 @@ __all__ = [
     "Fitted",
     "FittedSamples",
     "ImageReader",
+    "LengthGroups",
     "MicroBatchLoader",
     "PixelCache",
     "RawItem",
@@ -64,6 +68,7 @@ __all__ = [
     "Turn",
     "adds_special_tokens",
     "collate",
+    "cut_by_length",
     "encode",
     "encode_guide",
     "find_template",
@@ -81,4 +86,5 @@ __all__ = [
     "read_llava_json",
     "sample_of_record",
     "scan_llava_json",
+    "with_tail",
 ]

@@ -1,7 +1,7 @@
 """From encoded conversations to one padded micro-batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,18 +18,26 @@ class RawItem:
     """An encoded conversation and what belongs to it.
 
     pictures: each float32 [3, H, W]; None where this rank needs no pixels. sample_index: its number in the stage's
-    data. guide_token_ids: the words of its human turns, where visual tokens are chosen by them.
+    data. guide_token_ids: the words of its human turns, where visual tokens are chosen by them. problem: why a picture
+    of it cannot be read; None where all can.
     """
 
     encoded: Encoded
     pictures: list[Tensor] | None
     sample_index: int = 0
     guide_token_ids: list[int] = field(default_factory=list)
+    problem: str | None = None
+
+    def blank(self) -> "RawItem":
+        """The same shapes without content: pictures of zeros, and no label, so that it teaches nothing."""
+        silent = Encoded(self.encoded.token_ids, [IGNORED_LABEL] * len(self.encoded.labels))
+        pictures = None if self.pictures is None else [torch.zeros_like(picture) for picture in self.pictures]
+        return replace(self, encoded=silent, pictures=pictures)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch. b rows, s positions, n images, H and W the picture's size in pixels.
+    """A micro-batch. b rows (1 of packed samples), s positions, n images, H and W the picture's size in pixels.
 
     Contract: an image fills `visual_tokens` slots from its start on; the model puts the image's features
     there. Images are ordered by row, then by position, as `pixels` is.
@@ -53,27 +61,40 @@ class Batch:
     """[n, g] int64: token ids of the human turns of each image's sample, filled up with -1; g may be 0."""
 
 
-def collate(items: Sequence[RawItem], visual_tokens: int, length: int, image_token_id: int, pad_token_id: int) -> Batch:
-    """Expands each `<image>` to `visual_tokens` slots, shifts the labels, pads on the right to `length`."""
+def collate(
+    items: Sequence[RawItem],
+    visual_tokens: int,
+    length: int,
+    image_token_id: int,
+    pad_token_id: int,
+    packed: bool = False,
+) -> Batch:
+    """Expands each `<image>` to `visual_tokens` slots, shifts the labels, pads on the right to `length`.
+
+    packed: the samples lie end to end in one row, each without a label on its last position.
+    """
     assert visual_tokens >= 1
-    tokens = np.full((len(items), length), pad_token_id, dtype=np.int64)
-    labels = np.full((len(items), length), IGNORED_LABEL, dtype=np.int64)
+    size = (1 if packed else len(items), length)
+    tokens = np.full(size, pad_token_id, dtype=np.int64)
+    labels = np.full(size, IGNORED_LABEL, dtype=np.int64)
     rows: list[int] = []
     starts: list[int] = []
     samples: list[tuple[int, int]] = []
     guides: list[list[int]] = []
     pixels: list[Tensor] = []
-    for row, item in enumerate(items):
+    row, start = 0, 0
+    for item in items:
         encoded, pictures = item.encoded, item.pictures
         token_ids = np.array(encoded.token_ids, dtype=np.int64)
         is_image = token_ids == image_token_id
         slots = np.where(is_image, visual_tokens, 1)
         total = int(slots.sum())
         # Contract: the step's length comes from the sample index, which counts as we do here.
-        assert total <= length, f"{total} positions do not fit the step's length {length}"
-        tokens[row, :total] = np.repeat(token_ids, slots)
-        labels[row, : total - 1] = np.repeat(np.array(encoded.labels, dtype=np.int64), slots)[1:]
-        own_starts = (np.cumsum(slots) - slots)[is_image].tolist()
+        end = start + total
+        assert end <= length, f"{end} positions do not fit the step's length {length}"
+        tokens[row, start:end] = np.repeat(token_ids, slots)
+        labels[row, start : end - 1] = np.repeat(np.array(encoded.labels, dtype=np.int64), slots)[1:]
+        own_starts = (start + np.cumsum(slots) - slots)[is_image].tolist()
         rows.extend([row] * len(own_starts))
         starts.extend(own_starts)
         samples.extend((item.sample_index, place) for place in range(len(own_starts)))
@@ -81,6 +102,7 @@ def collate(items: Sequence[RawItem], visual_tokens: int, length: int, image_tok
         if pictures is not None:
             assert len(pictures) == len(own_starts), f"{len(pictures)} pictures for {len(own_starts)} images"
             pixels.extend(pictures)
+        row, start = (row, end) if packed else (row + 1, 0)
     return Batch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),

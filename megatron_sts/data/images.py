@@ -91,6 +91,10 @@ class ImageReader:
         self._root = root.resolve()
         self._max_pixels = max_pixels
 
+    def blank(self) -> Tensor:
+        """Zeros of the shape that `read` gives."""
+        return torch.zeros_like(self._process(Image.new("RGB", (2, 2))))
+
     def read(self, relative_path: str) -> Tensor:
         """The processed picture, float32 [3, H, W].
 
@@ -99,5 +103,8 @@ class ImageReader:
         """
         pads = bool(getattr(self._image_processor, "do_pad", False))
         picture = read_picture(resolve_image(self._root, relative_path), self._max_pixels, pads)
+        return self._process(picture)
+
+    def _process(self, picture: Image.Image) -> Tensor:
         pixels: Tensor = self._image_processor(picture, return_tensors="pt")["pixel_values"][0]
         return pixels.to(torch.float32).contiguous()

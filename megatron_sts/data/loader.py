@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from megatron_sts.data.collate import Batch, RawItem, collate
 from megatron_sts.data.encode import encode, encode_guide, image_token_id, pad_token_id
 from megatron_sts.data.images import ImageReader
+from megatron_sts.data.packing import MicroBatchesOfStep
 from megatron_sts.data.pixel_cache import PixelCache
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.sampler import StepSampler, rank_slice
 from megatron_sts.data.templates import Template
-from megatron_sts.errors import MegatronStsError
+from megatron_sts.errors import DataError, MegatronStsError
 
 RawMicroBatch = list[RawItem]
 
@@ -33,10 +34,10 @@ class MicroBatchLoader:
         workers: processes that load ahead; 0 loads in this one.
         cache_bytes: memory for decoded pictures, over all workers together; 0 decodes again in every epoch.
         guided: whether the words of the human turns go along, to choose visual tokens by.
+        packed: where samples are packed, which of them form the micro-batches of a step; None: `micro` neighbours each.
 
     Raises:
-        DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a picture cannot be
-            read.
+        DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a worker process was lost.
         ConfigError: the global batch does not divide among the ranks.
     """
 
@@ -56,10 +57,12 @@ class MicroBatchLoader:
         workers: int = 0,
         cache_bytes: int = 0,
         guided: bool = False,
+        packed: MicroBatchesOfStep | None = None,
     ) -> None:
         assert sampler.count == len(samples) and 0 <= first_step <= last_step
         self._image_token_id = image_token_id(tokenizer)
         self._pad_token_id = pad_token_id(tokenizer)
+        self._packed = packed is not None
         self._steps = last_step - first_step
         self._micro_batches = len(rank_slice(list(range(sampler.global_batch)), data_rank, data_size, micro))
         dataset = _MicroBatches(
@@ -75,6 +78,7 @@ class MicroBatchLoader:
             # Every worker holds a cache of its own.
             PixelCache(cache_bytes // max(1, workers)),
             guided,
+            packed,
         )
         self._loader: DataLoader[RawMicroBatch | MegatronStsError] = DataLoader(
             dataset,
@@ -93,20 +97,36 @@ class MicroBatchLoader:
         return self._steps
 
     def __iter__(self) -> Iterator[list[RawMicroBatch]]:
-        """For each step its raw micro-batches; `to_batches` makes tensors of them."""
+        """For each step its raw micro-batches; `to_batches` makes tensors of them.
+
+        An item with a picture that cannot be read is blank, and says so in its `problem`.
+        """
         loaded = iter(self._loader)
         for _ in range(self._steps):
             step = []
             for _ in range(self._micro_batches):
-                micro_batch = next(loaded)
+                micro_batch = self._next(loaded)
                 if isinstance(micro_batch, MegatronStsError):
                     raise micro_batch
                 step.append(micro_batch)
             yield step
 
+    def _next(self, loaded: Iterator[RawMicroBatch | MegatronStsError]) -> RawMicroBatch | MegatronStsError:
+        try:
+            return next(loaded)
+        except RuntimeError as error:
+            # DataLoader has no class of its own for a worker that was killed, for want of memory as a rule.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"data.workers: found {self._loader.num_workers}, and one of these processes was lost ({error}); give "
+                "the machine more memory or the run fewer workers, and start it again"
+            ) from error
+
     def to_batches(self, step: list[RawMicroBatch], visual_tokens: int, length: int) -> list[Batch]:
         """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
-        return [collate(items, visual_tokens, length, self._image_token_id, self._pad_token_id) for items in step]
+        ids = (self._image_token_id, self._pad_token_id)
+        return [collate(items, visual_tokens, length, *ids, self._packed) for items in step]
 
 
 @dataclass(frozen=True)
@@ -124,13 +144,16 @@ class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
     micro: int
     cache: PixelCache
     guided: bool
+    packed: MicroBatchesOfStep | None
 
     def __getitem__(self, number: int) -> RawMicroBatch | MegatronStsError:
         step, micro_batch = divmod(number, self.sampler.global_batch // (self.micro * self.data_size))
-        indices = self.sampler.samples_of_step(step)
-        own = rank_slice(indices, self.data_rank, self.data_size, self.micro)[micro_batch]
+        if self.packed is not None:
+            own = self.packed(step)[self.data_rank :: self.data_size]
+        else:
+            own = rank_slice(self.sampler.samples_of_step(step), self.data_rank, self.data_size, self.micro)
         try:
-            return [self._item(index) for index in own]
+            return [self._item(index) for index in own[micro_batch]]
         except MegatronStsError as error:
             # Raised in a worker, it would reach the user wrapped in that process's traceback.
             return error
@@ -139,7 +162,12 @@ class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
         sample = self.samples[index]
         encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
         guide = encode_guide(sample, self.tokenizer) if self.guided else []
-        return RawItem(encoded, self._pixels(sample), int(index), guide)
+        try:
+            return RawItem(encoded, self._pixels(sample), int(index), guide)
+        except DataError as error:
+            assert self.reader is not None
+            pictures = [self.reader.blank() for _ in sample.images]
+            return RawItem(encoded, pictures, int(index), guide, problem=str(error)).blank()
 
     def _pixels(self, sample: Sample) -> list[Tensor] | None:
         if self.reader is None:

@@ -3,11 +3,27 @@
 The samples form one endless line, a fresh permutation for every epoch; step t takes the stretch
 [t B, (t + 1) B). The line does not know the layout, so a run that resumes on another one goes on with the
 same samples.
+
+Samples of like length may be grouped into the same steps, as LLaVA-1.5 trains: a step is padded to its longest sample.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_sts.errors import ConfigError, DataError
+
+# Steps from whose samples, drawn at random, those of like length are put together: more save more padding, and make
+# the steps of an epoch less alike.
+_STEPS_SORTED_TOGETHER = 8
+
+
+@dataclass(frozen=True)
+class LengthGroups:
+    """What samples are grouped by. lengths: int64 [n]. has_images: bool [n]."""
+
+    lengths: np.ndarray
+    has_images: np.ndarray
 
 
 class StepSampler:
@@ -17,13 +33,14 @@ class StepSampler:
         DataError: there is no sample.
     """
 
-    def __init__(self, count: int, global_batch: int, seed: int) -> None:
+    def __init__(self, count: int, global_batch: int, seed: int, groups: LengthGroups | None = None) -> None:
         if count < 1:
             raise DataError("data.train: holds no sample; give a file with at least one conversation")
         assert global_batch >= 1 and seed >= 0
         self.count = count
         self.global_batch = global_batch
         self.seed = seed
+        self._groups = groups
         self._permutations: dict[int, np.ndarray] = {}
 
     def samples_of_step(self, step: int) -> list[int]:
@@ -45,9 +62,36 @@ class StepSampler:
             self._permutations = {known: order for known, order in self._permutations.items() if known == epoch - 1}
             # numpy promises the raw stream of a bit generator for ever, that of Generator.permutation it does
             # not; a resumed run must find the same order under a newer numpy.
-            keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.count)
-            self._permutations[epoch] = np.argsort(keys, kind="stable")
+            stream = np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
+            order = np.argsort(stream.random_raw(self.count), kind="stable")
+            self._permutations[epoch] = order if self._groups is None else self._grouped(order, epoch, stream)
         return self._permutations[epoch]
+
+    def _grouped(self, order: np.ndarray, epoch: int, stream: np.random.PCG64) -> np.ndarray:
+        """The samples of `order`, in steps of like length with and without images, the steps in random order.
+
+        What is left over is shared out over the steps that the epoch has in common with its neighbours.
+        """
+        assert self._groups is not None
+        steps: list[np.ndarray] = []
+        left: list[np.ndarray] = []
+        for with_images in (True, False):
+            of_kind = order[self._groups.has_images[order] == with_images]
+            together = _STEPS_SORTED_TOGETHER * self.global_batch
+            for start in range(0, len(of_kind), together):
+                chunk = of_kind[start : start + together]
+                # What does not fill a step is left out at random, before lengths have a say.
+                whole = len(chunk) - len(chunk) % self.global_batch
+                left.append(chunk[whole:])
+                ranked = chunk[:whole][np.argsort(self._groups.lengths[chunk[:whole]], kind="stable")]
+                steps.extend(ranked.reshape(-1, self.global_batch))
+        steps = [steps[number] for number in np.argsort(stream.random_raw(len(steps)), kind="stable")]
+        # Samples of this epoch that the last step of the one before still takes.
+        taken = -epoch * self.count % self.global_batch
+        rest = np.concatenate(left)
+        while len(rest) < min(taken, self.count):
+            rest = np.concatenate([rest, steps.pop()])
+        return np.concatenate([rest[:taken], *steps, rest[taken:]])
 
 
 def rank_slice(indices: list[int], data_rank: int, data_size: int, micro: int) -> list[list[int]]:

@@ -4,10 +4,12 @@ Shapes: s positions held by this rank, S of the whole sequence, b micro-batch, a
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
@@ -40,8 +42,28 @@ class CausalAttention(torch.nn.Module):
         assert head_size is not None
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(head_size)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **_: Any,
+    ) -> Tensor:
         """query [s, b, a, d], key and value [s, b, g, d] -> [s, b, a * d].
+
+        With packed_seq_params, of a row of packed samples, without b, in and out: each segment attends to itself alone.
+        """
+        if packed_seq_params is None:
+            return self._attend(query, key, value)
+        assert self.context is None
+        lengths = [end - start for start, end in pairwise(packed_seq_params.cu_seqlens_q.tolist())]
+        parts = (tensor.unsqueeze(1).split(lengths) for tensor in (query, key, value))
+        return torch.cat([self._attend(*part) for part in zip(*parts, strict=True)]).squeeze(1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Shapes as in `forward`.
 
         Under context parallelism every rank gathers all keys and values [S, b, g, d], rank by rank; in the backward
         pass their gradients are summed over the ranks, each for its own positions.

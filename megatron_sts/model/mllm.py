@@ -3,6 +3,7 @@
 It only wires: visual_tokens.py has the way of the visual tokens to their ranks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
@@ -13,6 +14,7 @@ from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor
 
 from megatron_sts.data import Batch
+from megatron_sts.model.packing import packed_parameters
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.skippable_layer import hand_down_plan
 from megatron_sts.model.vision import VisionTower
@@ -67,7 +69,9 @@ class MultimodalModel(MegatronModule):
         """The tied embedding, whose gradients megatron-core sums over the first and the last stage."""
         return self.language.shared_embedding_or_output_weight()
 
-    def forward(self, batch: Batch | None, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, batch: Batch | None, labels: Tensor | None = None, segments: Sequence[int] | None = None
+    ) -> Tensor:
         """One micro-batch through this chunk.
 
         The batch holds whole sequences; s is what a context-parallel rank holds of them.
@@ -75,13 +79,20 @@ class MultimodalModel(MegatronModule):
         2. Run the chunk's layers; those that the plan skips are the identity.
         3. Last chunk: with labels [b, s] the loss per token [b, s], without the logits [b, s, V / t].
         Other chunks return hidden states [s, b, h] (s divided by t under sequence parallelism).
+        segments: lengths, s in sum, of the samples that lie end to end in a micro-batch of one row: each attends to
+        itself alone, with positions of its own.
         """
         embedded = None
         if self.pre_process:
             assert batch is not None
             embedded = self._embed(batch)
         return self.language(
-            input_ids=None, position_ids=None, attention_mask=None, decoder_input=embedded, labels=labels
+            input_ids=None,
+            position_ids=None,
+            attention_mask=None,
+            decoder_input=embedded,
+            labels=labels,
+            packed_seq_params=None if segments is None else packed_parameters(segments),
         )
 
     def _embed(self, batch: Batch) -> Tensor:

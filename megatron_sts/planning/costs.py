@@ -29,7 +29,7 @@ def sample_flops(
     return step_flops(
         recipe.architecture,
         trains,
-        samples=1,
+        rows=1,
         images=images_per_sample(stage),
         length=planned_length(recipe, stage, visual_tokens),
         visual_tokens=visual_tokens,

@@ -16,6 +16,7 @@ feed-forward, plus the patch embedding. Norms, activations, rotary and softmax a
 The logits are counted over all S rows, because they are computed over all of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_sts.config import Architecture
@@ -99,17 +100,19 @@ def step_flops(
     architecture: Architecture,
     trains: tuple[str, ...],
     *,
-    samples: int,
+    rows: int,
     images: int,
     length: int,
     visual_tokens: int,
     layers_run: int,
     scored_tokens: int = 0,
+    segments: Sequence[Sequence[int]] | None = None,
 ) -> StepFlops:
     """FLOPs of one step.
 
-    samples, images: in the global batch. length: padded sequence length, in tokens. visual_tokens: kept per
-    image. layers_run: language layers that run. scored_tokens: per image, projected
+    rows, images: in the global batch; a row is a sample, or several that are packed. length: padded sequence length,
+    in tokens. segments: of each packed row, the lengths that attention keeps apart; None: each row is one.
+    visual_tokens: kept per image. layers_run: language layers that run. scored_tokens: per image, projected
     without gradient to choose the kept ones. The dense step of the same samples has all layers, all visual
     tokens and the length that goes with them.
     """
@@ -139,11 +142,13 @@ def step_flops(
     projector += images * sizes.projector(scored_tokens)
 
     language = pass_count(language_trained, projector_trained or tower_trained)
-    per_layer = sizes.layer_matrices(length) * language.matrix + sizes.layer_attention(length) * language.attention
+    apart = [[length]] * rows if segments is None else segments
+    attention = sum(sizes.layer_attention(piece) for row in apart for piece in row)
+    per_layer = rows * sizes.layer_matrices(length) * language.matrix + attention * language.attention
     head = sizes.head(length) * language.matrix
     return StepFlops(
         tower=images * per_image,
         projector=projector,
-        layers=samples * layers_run * per_layer,
-        head=samples * head,
+        layers=layers_run * per_layer,
+        head=rows * head,
     )

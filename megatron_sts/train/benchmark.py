@@ -107,7 +107,7 @@ class Stepper:
         return step_flops(
             self._recipe.architecture,
             self._stage.trains,
-            samples=samples,
+            rows=samples,
             images=samples * self._images,
             length=self.length(plan),
             visual_tokens=plan.visual_tokens,

@@ -77,15 +77,26 @@ def train_stage(
             progress.say(f"{stage.name}: {note}")
         bad_steps = BadSteps(recipe, stage.name, place)
         began = time.perf_counter()
-        for step, batches in enumerate(data.batches(place, start.step), start=start.step):
+        loaded = data.batches(place, start.step)
+        for step in range(start.step, data.total_steps):
             running.watchdog.reached(f"{stage.name} step {step + 1}")
+            asked = time.perf_counter()
+            batches = next(loaded)
+            waited = time.perf_counter() - asked
             plan = data.planner.plan(step)
             rate = parts.optimizer.learning_rate
+            shape = data.shape(plan)
             result = parts.step.run(
-                plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length, running.requests.reason
+                plan,
+                batches,
+                micro_batches,
+                stage.batch.micro,
+                shape.length,
+                running.requests.reason,
+                shape.own_segments(place),
             )
             now = time.perf_counter()
-            progress.record(_figures(stage, data, plan, result, rate, now - began))
+            progress.record(_figures(stage, data, plan, result, rate, now - began, waited))
             began = now
 
             bad_samples = {number: data.sample_ids(step, number) for number in result.bad_micro_batches}
@@ -113,7 +124,13 @@ def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) ->
 
 
 def _figures(
-    stage: StageConfig, data: StageData, plan: StepPlan, result: StepResult, rate: float, seconds: float
+    stage: StageConfig,
+    data: StageData,
+    plan: StepPlan,
+    result: StepResult,
+    rate: float,
+    seconds: float,
+    waited: float,
 ) -> StepFigures:
     shape = data.shape(plan)
     executed, dense = data.flops(plan)
@@ -124,6 +141,7 @@ def _figures(
         grad_norm=result.grad_norm,
         learning_rate=rate,
         step_time_s=seconds,
+        data_wait_s=waited,
         tokens_per_second=shape.tokens / seconds,
         sequence_length=shape.length,
         visual_tokens_kept=shape.images * plan.visual_tokens,

@@ -16,6 +16,8 @@ from megatron_sts.parallel.device import peak_memory_bytes
 from megatron_sts.train.figures import StepFigures
 
 _SMOOTHED_STEPS = 20
+# Less of a step's time than this, spent waiting for data, is not worth a word.
+_WAIT_SHOWN = 0.05
 
 
 class Progress:
@@ -86,6 +88,8 @@ class Progress:
             f"memory {peak_memory_bytes() / 2**30:.1f} GiB",
             f"left {time.strftime('%H:%M:%S', time.gmtime(left)) if left < 86400 else f'{left / 86400:.1f} days'}",
         ]
+        if figures.data_wait_s > _WAIT_SHOWN * figures.step_time_s:
+            parts.append(f"waited for data {figures.data_wait_s / figures.step_time_s:.0%}")
         if figures.dropped_step:
             parts.append("DROPPED: loss or gradient not finite")
         return " | ".join(parts)

@@ -22,7 +22,16 @@ _MAY_CHANGE = (
     "model.tokenizer",
     "model.init",
 )
-_STAGE_MAY_CHANGE = ("data.train", "data.images", "data.workers", "data.samples", "data.text_tokens", "batch.micro")
+_STAGE_MAY_CHANGE = (
+    "data.train",
+    "data.images",
+    "data.workers",
+    "data.max_bad_records",
+    "data.packing",
+    "data.samples",
+    "data.text_tokens",
+    "batch.micro",
+)
 # A damaged file tells all; a checkpoint of thousands of files need not list each.
 _PROBLEMS_SHOWN = 5
 

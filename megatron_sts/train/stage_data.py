@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch.distributed as dist
@@ -11,18 +12,23 @@ from megatron_sts.data import (
     Batch,
     Fitted,
     ImageReader,
+    LengthGroups,
     MicroBatchLoader,
     StepSampler,
+    cut_by_length,
     find_template,
     load_image_processor,
     load_tokenizer,
     prepare_index,
+    rank_slice,
     read_llava_json,
+    with_tail,
 )
 from megatron_sts.errors import MegatronStsError
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import padded_length
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
+from megatron_sts.train.quarantine import Quarantine
 
 _CACHED_PIXELS_BYTES = 1 << 30
 
@@ -31,13 +37,20 @@ _CACHED_PIXELS_BYTES = 1 << 30
 class StepShape:
     """Sizes of one step that all ranks agree on without sending them.
 
-    length: padded sequence length. samples, images: in the global batch. tokens: positions that are not padding.
+    length: padded sequence length. rows: sequences of that length. images: in the global batch. tokens: positions
+    that are not padding. segments: by micro-batch of the global batch, the lengths that attention keeps apart in its
+    one packed row; None where samples are not packed and each is a row.
     """
 
     length: int
-    samples: int
+    rows: int
     images: int
     tokens: int
+    segments: tuple[tuple[int, ...], ...] | None
+
+    def own_segments(self, place: Place) -> tuple[tuple[int, ...], ...] | None:
+        """Those of this rank's micro-batches, on every pipeline stage."""
+        return None if self.segments is None else self.segments[place.data_rank :: place.data_size]
 
 
 class StageData:
@@ -53,7 +66,12 @@ class StageData:
         self._template = find_template(stage.data.template, self.tokenizer)
         self.fitted = _on_rank_zero_first(self._measure)
         self.samples, self.index = self.fitted.samples, self.fitted.index
-        self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed)
+        groups = None
+        if stage.data.group_by_length:
+            # As long as they are without compression, so that a schedule of it does not change the order.
+            lengths = self.index.lengths(recipe.architecture.visual_tokens)
+            groups = LengthGroups(lengths, self.index.images > 0)
+        self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed, groups)
         self.total_steps = stage_steps(stage, len(self.samples))
         self.planner = StagePlanner(recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size)
 
@@ -78,18 +96,28 @@ class StageData:
         """The shape of a step under a plan: the least legal length for the step's samples."""
         indices = self.sampler.samples_of_step(plan.step)
         lengths = self.index.of(indices).lengths(plan.visual_tokens)
-        return StepShape(
-            length=padded_length(int(lengths.max()), self._recipe),
-            samples=len(indices),
-            images=int(self.index.images[indices].sum()),
-            tokens=int(lengths.sum()),
-        )
+        tokens, images = int(lengths.sum()), int(self.index.images[indices].sum())
+        if not self._stage.data.packing:
+            return StepShape(padded_length(int(lengths.max()), self._recipe), len(indices), images, tokens, None)
+        micro_batches = self._cut(lengths.tolist())
+        length = padded_length(max(int(lengths[places].sum()) for places in micro_batches), self._recipe)
+        segments = tuple(with_tail(lengths[places].tolist(), length) for places in micro_batches)
+        return StepShape(length, len(segments), images, tokens, segments)
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """Samples of each micro-batch of a 0-based step; those of the data-parallel ranks take turns."""
+        indices = self.sampler.samples_of_step(step)
+        if not self._stage.data.packing:
+            return rank_slice(indices, 0, 1, self._stage.batch.micro)
+        lengths = self.index.of(indices).lengths(self.planner.visual_tokens(step))
+        return [[indices[place] for place in places] for places in self._cut(lengths.tolist())]
+
+    def _cut(self, lengths: list[int]) -> list[list[int]]:
+        return cut_by_length(lengths, len(lengths) // self._stage.batch.micro)
 
     def sample_ids(self, step: int, micro_batch: int) -> list[str]:
         """Ids of the samples in one micro-batch, by its number in the global batch, of a 0-based step."""
-        micro = self._stage.batch.micro
-        indices = self.sampler.samples_of_step(step)[micro_batch * micro : (micro_batch + 1) * micro]
-        return [self.samples[index].id for index in indices]
+        return [self.samples[index].id for index in self.micro_batches(step)[micro_batch]]
 
     def flops(self, plan: StepPlan) -> tuple[StepFlops, StepFlops]:
         """(executed, dense) FLOPs of a step; dense is the same samples with every layer and visual token."""
@@ -102,9 +130,10 @@ class StageData:
         return step_flops(
             self._recipe.architecture,
             self._stage.trains,
-            samples=shape.samples,
+            rows=shape.rows,
             images=shape.images,
             length=shape.length,
+            segments=shape.segments,
             visual_tokens=plan.visual_tokens,
             layers_run=layers_run,
             scored_tokens=plan.scored_tokens,
@@ -113,11 +142,22 @@ class StageData:
     def batches(self, place: Place, first_step: int) -> Iterator[list[Batch] | None]:
         """This rank's micro-batches of each step from `first_step` on; None on middle pipeline stages.
 
-        Only the first stage reads pictures; the last reads tokens for their labels.
+        Only the first stage reads pictures; the last reads tokens for their labels. Records whose pictures cannot be
+        read are blank on all ranks (train/quarantine.py), which is settled by all of them together.
         """
-        if not (place.first_stage or place.last_stage):
-            yield from (None for _ in range(first_step, self.total_steps))
-            return
+        quarantine = Quarantine(self._recipe, self._stage, self.samples, first_step)
+        loader = self._loader(place, first_step) if place.first_stage or place.last_stage else None
+        loaded = iter(loader) if loader is not None else repeat(None)
+        for step, raw in zip(range(first_step, self.total_steps), loaded, strict=False):
+            bad = quarantine.of_step(step, self.sampler.samples_of_step(step), raw or [])
+            if loader is None or raw is None:
+                yield None
+                continue
+            settled = [[item.blank() if item.sample_index in bad else item for item in items] for items in raw]
+            plan = self.planner.plan(step)
+            yield loader.to_batches(settled, plan.visual_tokens, self.shape(plan).length)
+
+    def _loader(self, place: Place, first_step: int) -> MicroBatchLoader:
         stage, vision = self._stage, self._recipe.architecture.vision
         reader = None
         if place.first_stage and stage.data.images is not None:
@@ -125,7 +165,7 @@ class StageData:
                 self._recipe.model.vision, vision.family, vision.image_size, stage.data.image_aspect_ratio
             )
             reader = ImageReader(processor, stage.data.images)
-        loader = MicroBatchLoader(
+        return MicroBatchLoader(
             self.samples,
             self._template,
             self.tokenizer,
@@ -140,10 +180,8 @@ class StageData:
             stage.data.workers,
             _CACHED_PIXELS_BYTES,
             guided=stage.compress is not None and stage.compress.strategy == "text_guided",
+            packed=self.micro_batches if stage.data.packing else None,
         )
-        for step, raw in enumerate(loader, start=first_step):
-            plan = self.planner.plan(step)
-            yield loader.to_batches(raw, plan.visual_tokens, self.shape(plan).length)
 
 
 def _on_rank_zero_first(measure: Any) -> Any:

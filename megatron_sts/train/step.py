@@ -1,6 +1,6 @@
 """One training step: the plan is handed down, micro-batches go through megatron-core's schedule, weights move."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -95,14 +95,16 @@ class TrainStep:
         micro: int,
         length: int,
         stop: Callable[[], StopReason] = _never,
+        segments: Sequence[Sequence[int]] | None = None,
     ) -> StepResult:
         """One step.
 
         batches: this rank's micro-batches, None on middle pipeline stages, which read none. micro_batches, micro:
         their number and size. length: padded sequence length of the step, the same on all ranks. stop: whether this
-        rank wishes to stop, asked once the gradients are there.
+        rank wishes to stop, asked once the gradients are there. segments: where samples are packed, of each
+        micro-batch's one row the lengths that attention keeps apart; on all pipeline stages.
         """
-        sums = self.forward_backward(plan, batches, micro_batches, micro, length, stop)
+        sums = self.forward_backward(plan, batches, micro_batches, micro, length, stop, segments)
         judgement: Judgement | None = None
 
         def is_good(grad_norm: float) -> bool:
@@ -123,6 +125,7 @@ class TrainStep:
         micro: int,
         length: int,
         stop: Callable[[], StopReason] = _never,
+        segments: Sequence[Sequence[int]] | None = None,
     ) -> StepSums:
         """Leaves the reduced gradients, as means over supervised tokens."""
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
@@ -135,15 +138,16 @@ class TrainStep:
         self._optimizer.zero_grad()
         device = torch.cuda.current_device()
         held = [None] * micro_batches if batches is None else [_on_device(batch, device) for batch in batches]
+        apart = [None] * micro_batches if segments is None else segments
         # The interleaved schedule reads the micro-batches once for each of this rank's chunks.
-        iterators = [iter(held) for _ in self._wrapped]
+        iterators = [zip(held, apart, strict=True) for _ in self._wrapped]
         losses = self._forward_backward(
             forward_step_func=partial(_forward_step, self._place),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self._wrapped,
             num_microbatches=micro_batches,
             seq_length=length,
-            micro_batch_size=micro,
+            micro_batch_size=micro if segments is None else 1,
             forward_only=False,
         )
         return self._sum(losses, micro_batches, stop)
@@ -210,17 +214,19 @@ def _on_device(batch: Batch, device: Any) -> Batch:
     return replace(batch, **moved)
 
 
-def _forward_step(place: Place, batches: Iterator[Batch | None], model: SkippingDataParallel) -> tuple[Tensor, Any]:
+def _forward_step(
+    place: Place, batches: Iterator[tuple[Batch | None, Sequence[int] | None]], model: SkippingDataParallel
+) -> tuple[Tensor, Any]:
     """megatron-core's forward step: (output, function from output to (loss sum, tokens, figures)).
 
     A context-parallel rank takes the loss of the positions that it holds; sums and counts go over all ranks later.
     """
-    batch = next(batches)
+    batch, segments = next(batches)
     if batch is None:
-        return model(None), None
+        return model(None, segments=segments), None
     held = own_ranges(batch.labels.size(1), context_rank=place.context_rank, context_size=place.context_size)
     labels = take(batch.labels, held)
-    return model(batch, labels=labels.clamp_min(0)), partial(_loss, labels)
+    return model(batch, labels=labels.clamp_min(0), segments=segments), partial(_loss, labels)
 
 
 def _loss(labels: Tensor, token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -85,12 +85,14 @@ def _observe_rank(recipe: Recipe, stage_name: str, steps: int) -> dict[str, Any]
     result: dict[str, Any] = {"losses": [], "grad_norms": [], "skipped": [], "gradients": []}
     for step, batches in zip(range(steps), data.batches(place, 0), strict=False):
         plan = data.planner.plan(step)
-        arguments = (plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
+        shape = data.shape(plan)
+        arguments = (plan, batches, micro_batches, stage.batch.micro, shape.length)
+        segments = shape.own_segments(place)
         if step == 0 and not recipe.optimizer.distributed:
             # The distributed optimiser leaves each rank the sums of its own shard alone.
-            parts.step.forward_backward(*arguments)
+            parts.step.forward_backward(*arguments, segments=segments)
             result["gradients"] = _pieces(parts.chunks, gradients=True)
-        done = parts.step.run(*arguments)
+        done = parts.step.run(*arguments, segments=segments)
         result["losses"].append(done.loss)
         result["grad_norms"].append(done.grad_norm)
         result["skipped"].append(sorted(plan.skipped_layers))

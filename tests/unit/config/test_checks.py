@@ -291,6 +291,11 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         [f"{LANGUAGE}.family=mistral", f"{LANGUAGE}.sliding_window=1024"],
         ["stages.tune.data.max_tokens is 2048", "sliding_window 1024", "lower max_tokens"],
     ),
+    (
+        "check_packing",
+        ["stages.tune.data.packing=true", "parallel.context=2"],
+        ["stages.tune.data.packing is true", "parallel.context 2", "packing: false or context: 1"],
+    ),
 ]
 
 # Overrides that stand at a limit, or that look odd, and are right.

@@ -73,3 +73,14 @@ def test_a_row_longer_than_the_step_is_our_mistake() -> None:
 def test_pictures_that_do_not_match_the_marks_are_our_mistake() -> None:
     with pytest.raises(AssertionError, match="2 pictures for 1 images"):
         collate([RawItem(Encoded([IMAGE], [-100]), [picture(1), picture(2)])], 1, 4, IMAGE, PAD)
+
+
+def test_packed_samples_lie_end_to_end_and_none_predicts_the_next() -> None:
+    one = RawItem(Encoded([IMAGE, 5, 6], [-100, 5, 6]), [picture(1)], 4)
+    two = RawItem(Encoded([7, 1, IMAGE, 8], [7, -100, -100, 8]), [picture(2)], 2)
+    batch = collate([one, two], 2, 10, IMAGE, PAD, packed=True)
+    assert batch.tokens.tolist() == [[9, 9, 5, 6, 7, 1, 9, 9, 8, 0]]
+    # Where 6 stands, the 7 of the next sample is not a target.
+    assert batch.labels.tolist() == [[-100, 5, 6, -100, -100, -100, -100, 8, -100, -100]]
+    assert batch.image_rows.tolist() == [0, 0] and batch.image_starts.tolist() == [0, 6]
+    assert batch.image_samples.tolist() == [[4, 0], [2, 0]]

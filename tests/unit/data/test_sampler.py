@@ -1,8 +1,9 @@
 """Shows that the order of samples depends on seed and step alone and that every epoch is complete."""
 
+import numpy as np
 import pytest
 
-from megatron_sts.data import StepSampler, rank_slice
+from megatron_sts.data import LengthGroups, StepSampler, rank_slice
 from megatron_sts.errors import ConfigError, DataError
 
 
@@ -42,6 +43,37 @@ def test_the_order_is_the_one_of_earlier_releases() -> None:
         [5, 6, 3, 7, 4, 1, 2, 0],
         [2, 0, 7, 6, 1, 4, 5, 3],
     ]
+
+
+def _groups(count: int) -> LengthGroups:
+    lengths = np.random.default_rng(0).integers(10, 500, count)
+    return LengthGroups(lengths, np.arange(count) % 7 != 0)
+
+
+@pytest.mark.parametrize(("count", "global_batch"), [(1003, 8), (96, 8), (10, 4), (3, 8), (65, 64)])
+def test_grouped_epochs_hold_every_sample_once(count: int, global_batch: int) -> None:
+    sampler = StepSampler(count, global_batch, seed=3, groups=_groups(count))
+    steps = 3 * count // global_batch + 1
+    samples = line(sampler, steps)
+    epochs = [samples[start : start + count] for start in range(0, 3 * count, count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    again = StepSampler(count, global_batch, seed=3, groups=_groups(count))
+    assert again.samples_of_step(steps - 1) == samples[-global_batch:]
+
+
+def test_grouped_steps_are_of_one_kind_and_of_like_length_in_every_epoch() -> None:
+    groups = _groups(1003)
+    plain, grouped = StepSampler(1003, 8, seed=3), StepSampler(1003, 8, seed=3, groups=groups)
+
+    def padding(sampler: StepSampler) -> float:
+        steps = [groups.lengths[sampler.samples_of_step(step)] for step in range(376)]
+        return 1.0 - sum(step.sum() for step in steps) / sum(8 * step.max() for step in steps)
+
+    assert len({tuple(grouped.samples_of_step(step)) for step in range(376)}) == 376
+    kinds = [set(groups.has_images[grouped.samples_of_step(step)]) for step in range(376)]
+    # A step or two at each end of an epoch take what is left over.
+    assert sum(len(kind) == 2 for kind in kinds) <= 8
+    assert padding(plain) > 0.4 and padding(grouped) < 0.1
 
 
 def test_without_samples_there_is_nothing_to_train_on() -> None:

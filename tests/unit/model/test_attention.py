@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -31,3 +32,18 @@ def test_attention_is_causal_softmax_attention(groups):
                 seen = scores.softmax(0) @ value[: now + 1, row, group]
                 expected[now, row, head * SIZE : (head + 1) * SIZE] = seen
     torch.testing.assert_close(core()(query, key, value, None), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_packed_samples_attend_to_themselves_alone():
+    generator = torch.Generator().manual_seed(1)
+    lengths = (3, 1, 4)
+    query = torch.randn(sum(lengths), HEADS, SIZE, generator=generator)
+    key, value = (torch.randn(sum(lengths), 2, SIZE, generator=generator) for _ in range(2))
+    row = PackedSeqParams(qkv_format="thd", cu_seqlens_q=torch.tensor([0, 3, 4, 8], dtype=torch.int32))
+    packed = core()(query, key, value, None, packed_seq_params=row)
+    start = 0
+    for length in lengths:
+        own = slice(start, start + length)
+        alone = core()(query[own, None], key[own, None], value[own, None], None)
+        torch.testing.assert_close(packed[own], alone[:, 0], rtol=1e-6, atol=1e-6)
+        start += length

@@ -87,6 +87,6 @@ def test_all_parts_together_are_the_step(make):
     costs = micro_batch_costs(recipe, stage, 576)
     forward, backward = costs.of_stages([20, 12])
     step = step_flops(
-        recipe.architecture, stage.trains, samples=2, images=2, length=LENGTH, visual_tokens=576, layers_run=32
+        recipe.architecture, stage.trains, rows=2, images=2, length=LENGTH, visual_tokens=576, layers_run=32
     )
     assert sum(forward) + sum(backward) == pytest.approx(step.total)

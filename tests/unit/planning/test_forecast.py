@@ -34,7 +34,7 @@ def test_totals_are_sums_over_the_plans_of_the_steps(make, selection):
     assert [record["step"] for record in records] == list(range(1, 301))
     run = [32 - len(record["layers_skipped"]) for record in records]
     assert tune.sparsity.layers_run == (sum(run) / 300, min(run), max(run))
-    sizes = {"samples": 32, "images": 32, "length": 916, "visual_tokens": 576}
+    sizes = {"rows": 32, "images": 32, "length": 916, "visual_tokens": 576}
     architecture, trains = recipe.architecture, ("projector", "language")
     executed = sum(step_flops(architecture, trains, layers_run=count, **sizes).total for count in run)
     assert tune.work.flops_executed == pytest.approx(executed)

@@ -85,7 +85,7 @@ def test_parts_are_what_torch_counts(tmp_path_factory, trains, skipped, kept):
     expected = step_flops(
         recipe.architecture,
         trains,
-        samples=SAMPLES,
+        rows=SAMPLES,
         images=SAMPLES,
         length=LENGTH,
         visual_tokens=kept,
@@ -124,7 +124,7 @@ def _llava(trains: tuple[str, ...], text: int, visual_tokens: int, layers: int =
     return step_flops(
         LLAVA_7B,
         trains,
-        samples=1,
+        rows=1,
         images=1,
         length=text + visual_tokens,
         visual_tokens=visual_tokens,
@@ -172,3 +172,12 @@ def test_alignment_saves_what_the_method_says(visual_tokens, closed_form, tolera
 def test_tuning_saves_what_the_method_says(alpha, speedup):
     dense = _llava(("projector", "language"), 340, 576)
     assert dense.total / (dense.total - alpha / 3 * dense.layers) == pytest.approx(speedup, abs=0.005)
+
+
+def test_packed_rows_cost_their_matrices_whole_and_attention_by_sample():
+    sizes = {"images": 0, "visual_tokens": 576, "layers_run": 32, "length": 100}
+    whole = step_flops(LLAVA_7B, ("language",), rows=2, **sizes)
+    packed = step_flops(LLAVA_7B, ("language",), rows=2, segments=[[60, 40], [90, 10]], **sizes)
+    # Attention costs 2 S^2 a d forward, three times that in training; 60^2 + 40^2 + 90^2 + 10^2 = 13,400.
+    assert whole.layers - packed.layers == 3 * 32 * 2 * 4096 * (2 * 100**2 - 13_400)
+    assert packed.head == whole.head

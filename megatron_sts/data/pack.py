@@ -1,0 +1,122 @@
+"""Writes a data file and its images as webdataset shards, with the index that megatron-energon reads them by.
+
+A shard is a tar file in which each record is a few members of one base name: `000000012.json`, the record as it was,
+and `000000012.0.jpg`, `000000012.1.png`, the files of its images, byte for byte, in the record's order.
+"""
+
+import io
+import json
+import re
+import shutil
+import struct
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_sts.data.index import Progress
+from megatron_sts.data.llava_json import read_llava_json
+from megatron_sts.data.pictures import check_is_file, resolve_image
+from megatron_sts.errors import DataError
+from megatron_sts.records import read_records
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was written. shards: file name and number of records of each."""
+
+    shards: dict[str, int]
+    images: int
+    bytes: int
+
+
+def pack(
+    data_file: Path, images_root: Path | None, output: Path, shard_bytes: int, progress: Progress | None = None
+) -> Packed:
+    """Write the directory `output`, which must not be there yet; it appears only when it is whole.
+
+    The same input gives the same bytes. A shard is closed with the record that makes it reach `shard_bytes`.
+
+    Raises:
+        DataError: `output` exists or cannot be written, some records are bad, or an image is missing, empty or outside
+            `images_root`.
+    """
+    if output.exists():
+        raise DataError(f"{output}: exists already; remove it or choose another directory")
+    samples, records = read_llava_json(data_file), read_records(data_file)
+    if images_root is None and any(sample.images for sample in samples):
+        raise DataError(f"{data_file}: names images; give the folder that holds them (--images)")
+    root = None if images_root is None else images_root.resolve()
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        shards: dict[str, int] = {}
+        images, written, shard = 0, 0, None
+        for number, (record, sample) in enumerate(zip(records, samples, strict=True)):
+            files = [] if root is None else [resolve_image(root, path) for path in sample.images]
+            shard = shard or _Shard(partial / f"shard-{len(shards):06d}.tar")
+            shard.add(f"{number:09d}", record, files)
+            images += len(files)
+            if shard.size >= shard_bytes or number + 1 == len(records):
+                shards[shard.path.name] = shard.close()
+                written, shard = written + shard.path.stat().st_size, None
+            if progress is not None:
+                progress(number + 1, len(records))
+        _describe(partial, shards)
+        partial.rename(output)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error}); choose a directory with room for it all") from error
+    return Packed(shards, images, written)
+
+
+class _Shard:
+    """A tar file in the making, and the places where its records begin."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tar = tarfile.open(path, "x", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._starts: list[int] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return int(self._tar.offset)
+
+    def add(self, key: str, record: Any, images: list[Path]) -> None:
+        self._starts.append(self.size)
+        self._member(f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
+        for place, file in enumerate(images):
+            check_is_file(file)
+            suffix = re.sub(r"[^a-z0-9]", "", file.suffix.lower()) or "image"
+            self._member(f"{key}.{place}.{suffix}", file.read_bytes())
+
+    def close(self) -> int:
+        """Finish the file and write its index; returns the number of records."""
+        ends = self.size
+        self._tar.close()
+        # energon's index of a shard: where each record begins, and where the last one ends, as uint64.
+        places = struct.pack(f"={len(self._starts) + 1}Q", *self._starts, ends)
+        self.path.with_suffix(".tar.idx").write_bytes(places)
+        return len(self._starts)
+
+    def _member(self, name: str, content: bytes) -> None:
+        # A fresh TarInfo has no time, owner or group of this machine.
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self._tar.addfile(member, io.BytesIO(content))
+
+
+def _describe(directory: Path, shards: dict[str, int]) -> None:
+    """energon's folder of metadata: all records are for training, and are handed over part by part."""
+    meta = directory / ".nv-meta"
+    meta.mkdir()
+    contents = {
+        ".info.json": {"shard_counts": shards},
+        # json is YAML.
+        "split.yaml": {"split_parts": {"train": list(shards), "val": [], "test": []}, "exclude": []},
+        "dataset.yaml": {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"},
+    }
+    for name, content in contents.items():
+        (meta / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
