@@ -8,4 +8,4 @@ source scripts/environment.sh
 python -m ruff check .
 python -m ruff format --check .
 python -m mypy
-shellcheck .ci/run examples/*/*.sh examples/launch/slurm.sbatch docker/*.sh scripts/*.sh tests/*.sh
+shellcheck .ci/run examples/*/*.sh examples/launch/slurm.sbatch docker/*.sh scripts/*.sh tests/*.sh tests/gpu/run.sh

@@ -4,6 +4,7 @@ from megatron_sts.config.architecture import Architecture, LanguageArchitecture,
 from megatron_sts.config.architecture_checks import architecture_problems
 from megatron_sts.config.checkpoint_listing import ListedCheckpoint, list_checkpoints, prune
 from megatron_sts.config.checks import check_recipe, report
+from megatron_sts.config.fp8_checks import FP8_MULTIPLE
 from megatron_sts.config.init_directory import write_architecture
 from megatron_sts.config.load import load_architecture, load_recipe
 from megatron_sts.config.manifest import (
@@ -53,6 +54,7 @@ from megatron_sts.config.skip_checks import probability_problem
 from megatron_sts.config.world import check_world
 
 __all__ = [
+    "FP8_MULTIPLE",
     "LATEST_FILE",
     "MANIFEST_FILE",
     "METRICS_FILE",

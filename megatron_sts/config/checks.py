@@ -10,20 +10,12 @@ from pathlib import Path
 
 from megatron_sts.config.architecture_checks import architecture_problems, not_divisible
 from megatron_sts.config.compress_checks import check_compress
+from megatron_sts.config.fp8_checks import check_fp8_ends, check_fp8_sizes
 from megatron_sts.config.recipe import Recipe, StageConfig
 from megatron_sts.config.skip_checks import check_skip
 from megatron_sts.errors import ConfigError
 
 # ---------------------------------------------------------------------------------------------- whole recipe
-
-
-def check_not_in_this_version(recipe: Recipe) -> Iterator[str]:
-    """Settings that the recipe knows and this version cannot honour."""
-    if recipe.precision == "fp8":
-        yield (
-            "precision is 'fp8', but FP8 needs Transformer Engine layers, which this version does not build "
-            "(it would silently run in bf16); set precision: bf16"
-        )
 
 
 def check_stop_after(recipe: Recipe) -> Iterator[str]:
@@ -178,7 +170,8 @@ def check_packing(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
 
 
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
-    check_not_in_this_version,
+    check_fp8_sizes,
+    check_fp8_ends,
     check_stop_after,
     check_sequence_parallel,
     check_tensor_split,

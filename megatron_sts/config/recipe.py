@@ -332,6 +332,8 @@ class Recipe(ConfigModel):
     fp8_recipe: Literal["tensorwise", "delayed", "blockwise"] = "tensorwise"
     """How FP8 products are scaled, under precision fp8: by each tensor's own largest value, by those of earlier steps,
     or block by block."""
+    fp8_bf16_layers: int = Field(default=0, ge=0)
+    """How many layers at each end of the language model stay in bf16 under precision fp8."""
     parallel: ParallelConfig = ParallelConfig()
     """How the model is spread over the ranks."""
     model: ModelConfig

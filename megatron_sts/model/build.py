@@ -15,9 +15,10 @@ from megatron_sts.config import LanguageArchitecture, Recipe
 from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.initialize import initialize_fresh
 from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.model.precision import parameter_dtype
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.specs import block_spec
-from megatron_sts.model.transformer_config import PARAMETER_DTYPES, transformer_config
+from megatron_sts.model.transformer_config import transformer_config
 from megatron_sts.model.vision import VisionTower, build_tower
 
 
@@ -61,7 +62,7 @@ def _build_chunk(
     gpt.decoder.layers[-1].ends_chunk = True
     if not first:
         return MultimodalModel(config, gpt, groups)
-    dtype = PARAMETER_DTYPES[recipe.precision]
+    dtype = parameter_dtype(recipe)
     tower = build_tower(architecture.vision, recipe.model.vision, dtype, recipe.seed, read_weights=draw_weights)
     _mark_as_shares(tower, config)
     projector = Projector(architecture.vision.hidden_size, language.hidden_size, dtype, config.sequence_parallel)
@@ -118,7 +119,7 @@ def wrap(chunks: list[MultimodalModel], recipe: Recipe, groups: ProcessGroupColl
     wrapped = []
     for number, chunk in enumerate(chunks):
         module: torch.nn.Module = chunk
-        if recipe.precision == "bf16":
+        if recipe.precision != "fp32":
             # Casts between bf16 activations and fp32 losses at the first and last stage.
             module = Float16Module(chunk.config, chunk)
         ddp = SkippingDataParallel(chunk.config, config, module, disable_bucketing=number > 0, pg_collection=groups)

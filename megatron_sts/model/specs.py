@@ -1,7 +1,6 @@
 """Layer specs: which modules megatron-core builds the language model from."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -15,13 +14,8 @@ from megatron.core.utils import get_pg_rank
 
 from megatron_sts.model.attention import CausalAttention
 from megatron_sts.model.norm import PlainRMSNorm
+from megatron_sts.model.precision import uses_transformer_engine
 from megatron_sts.model.skippable_layer import SkippableTransformerLayer
-from megatron_sts.parallel.device import has_gpu
-
-
-def uses_transformer_engine() -> bool:
-    """Whether layers are built from Transformer Engine: where it is installed and there is a GPU."""
-    return has_gpu() and find_spec("transformer_engine") is not None
 
 
 def block_spec(

@@ -2,15 +2,18 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_sts.config import Recipe
+from megatron_sts.model.precision import (
+    fp8_settings,
+    fuses_gradient_accumulation,
+    parameter_dtype,
+    uses_transformer_engine,
+)
 from megatron_sts.parallel.device import has_gpu
 from megatron_sts.parallel.layout import pipeline_layout
-
-PARAMETER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def transformer_config(recipe: Recipe) -> TransformerConfig:
@@ -46,15 +49,17 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,
         pipeline_model_parallel_layout=layout,
         context_parallel_size=parallel.context,
-        params_dtype=PARAMETER_DTYPES[recipe.precision],
-        pipeline_dtype=PARAMETER_DTYPES[recipe.precision],
-        bf16=recipe.precision == "bf16",
+        params_dtype=parameter_dtype(recipe),
+        pipeline_dtype=parameter_dtype(recipe),
+        bf16=recipe.precision != "fp32",
         # The loss function returns sums and token counts: gradients become means over supervised tokens.
         calculate_per_token_loss=True,
         # Its draws are replaced: by a checkpoint, or by model/initialize.py, which draws the same for every layout.
         # Without them megatron-core leaves out the marks by which the gradient norm knows tensor-parallel shards.
         perform_initialization=True,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=fuses_gradient_accumulation(),
+        apply_rope_fusion=uses_transformer_engine(),
+        cross_entropy_loss_fusion=gpu,
         bias_activation_fusion=gpu,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -65,4 +70,5 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         **recompute_settings[recipe.recompute],
+        **fp8_settings(recipe),
     )

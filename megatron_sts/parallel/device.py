@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from megatron_sts.errors import ConfigError
+
 _FACTORIES = (
     "zeros",
     "ones",
@@ -38,10 +40,17 @@ def has_gpu() -> bool:
 def prepare_device() -> torch.device:
     """Choose this process's device and make megatron-core work on it.
 
-    The GPU named by LOCAL_RANK where there is one, else the CPU. May be called again.
+    The GPU named by LOCAL_RANK where there is one, else the CPU. May be called again. Raises ConfigError where there
+    are more ranks than GPUs; with MEGATRON_STS_SHARE_GPU=1 in the environment they share them.
     """
     if has_gpu():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        local_rank, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local_rank >= devices and os.environ.get("MEGATRON_STS_SHARE_GPU") != "1":
+            raise ConfigError(
+                f"LOCAL_RANK is {local_rank}, but this machine offers {devices} GPU(s); start at most {devices} "
+                "rank(s) on it (torchrun --nproc-per-node, CUDA_VISIBLE_DEVICES)"
+            )
+        device = torch.device("cuda", local_rank % devices)
         torch.cuda.set_device(device)
         return device
     _adapt_megatron_core_to_cpu()

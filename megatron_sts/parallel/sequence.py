@@ -2,10 +2,7 @@
 
 import math
 
-from megatron_sts.config import Recipe
-
-_FP8_ROWS = {"tensorwise": 16, "delayed": 16, "blockwise": 128}
-"""By the recipe's `fp8_recipe`: what the rows of a product on one rank must be a multiple of."""
+from megatron_sts.config import FP8_MULTIPLE, Recipe
 
 
 def length_multiple(recipe: Recipe) -> int:
@@ -17,7 +14,7 @@ def length_multiple(recipe: Recipe) -> int:
     """
     parallel = recipe.parallel
     ranks = parallel.context * (parallel.tensor if parallel.sequence_parallel else 1)
-    rows = _FP8_ROWS[recipe.fp8_recipe] if recipe.precision == "fp8" else 1
+    rows = FP8_MULTIPLE[recipe.fp8_recipe] if recipe.precision == "fp8" else 1
     return math.lcm(ranks * rows, 2 * parallel.context if parallel.context > 1 else 1)
 
 

@@ -52,7 +52,8 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
     for name in comparison.ways:
         changed = comparison.recipe_of(name, recipe)
         planner = StagePlanner(changed, changed.stage(stage.name), total_steps, total_steps)
-        steps = [total_steps * number // comparison.plans for number in range(comparison.plans)]
+        # The middle of each part of the stage: the mean over a schedule that fades is then not off to one side.
+        steps = [total_steps * (2 * number + 1) // (2 * comparison.plans) for number in range(comparison.plans)]
         runs[name] = Run([planner.plan(step) for step in steps], {})
 
     place = start_groups(recipe.parallel, recipe.seed)
@@ -75,6 +76,7 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
     figures = {name: _figures(run, stepper) for name, run in runs.items()}
     return {
         "stage": stage.name,
+        "samples": stage.batch.global_size,
         "device": device_name(),
         "layout": recipe.parallel.model_dump() | {"data": place.data_size},
         "plans": comparison.plans,

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.model.build import build_chunks, freeze, wrap
 from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.model.precision import what_runs
 from megatron_sts.parallel.groups import Place, group_collection
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.bad_steps import BadSteps, step_judge
 from megatron_sts.train.checkpoint import load_checkpoint, save_checkpoint
 from megatron_sts.train.figures import StepFigures
+from megatron_sts.train.fp8_start import needs_registration, register_layers
 from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.progress import Progress
 from megatron_sts.train.resume import Start
@@ -49,7 +51,10 @@ def prepare_stage(recipe: Recipe, stage: StageConfig, total_steps: int, start: S
     if start.checkpoint is not None and start.resumes:
         load_checkpoint(start.checkpoint, chunks, optimizer, start.step)
     judge = step_judge(recipe, stage.name, start.step)
-    return StageParts(chunks, optimizer, TrainStep(chunks, wrapped, optimizer, place, judge))
+    step = TrainStep(chunks, wrapped, optimizer, place, judge)
+    if needs_registration(recipe):
+        register_layers(recipe, stage, chunks, step, place)
+    return StageParts(chunks, optimizer, step)
 
 
 def train_stage(
@@ -71,6 +76,7 @@ def train_stage(
             progress.say(
                 f"{stage.name}: {unguided:,} samples have a picture, but no human words for text_guided; uniform there"
             )
+        progress.say(what_runs(recipe))
         for note in start.notes:
             progress.say(f"{stage.name}: {note}")
         bad_steps = BadSteps(recipe, stage.name, place)

@@ -17,6 +17,7 @@ from torch import Tensor
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.model.precision import parameter_dtype
 from megatron_sts.parallel.device import has_gpu
 from megatron_sts.train.adam import SharedStepAdamW
 
@@ -126,8 +127,8 @@ def _build(recipe: Recipe, stage: StageConfig, wrapped: list[SkippingDataParalle
         adam_eps=settings.epsilon,
         sgd_momentum=settings.momentum,
         clip_grad=settings.clip_grad,
-        bf16=recipe.precision == "bf16",
-        params_dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
+        bf16=recipe.precision != "fp32",
+        params_dtype=parameter_dtype(recipe),
         use_distributed_optimizer=settings.distributed,
         overlap_param_gather=recipe.parallel.overlap_param_gather,
     )

@@ -13,6 +13,7 @@ from megatron_sts.config import (
     step_of,
 )
 from megatron_sts.errors import CheckpointError
+from megatron_sts.model.precision import Machine, check_machine
 from megatron_sts.parallel.groups import Place, start_groups, stop_groups, world_size_of_environment
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import resolve_skip_groups
@@ -31,6 +32,7 @@ def train(recipe: Recipe, only_stage: str | None = None) -> StopReason:
     end, if it did. Raises the errors of the recipe, the data and the checkpoints; on an error no rank is left waiting.
     A rank that another one keeps waiting ends its process (parallel/watchdog.py).
     """
+    check_machine(recipe, Machine.here())
     check_world(recipe, world_size_of_environment())
     earlier = newest_run(recipe)
     recipe = resolve_skip_groups(recipe, earlier.recipe if earlier is not None else None, only_stage)

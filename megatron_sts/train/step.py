@@ -157,6 +157,28 @@ class TrainStep:
         share = own_share(batch.image_rows.size(0), place.tensor_rank, place.tensor_size)
         return batch.on_device(torch.cuda.current_device(), share)
 
+    @torch.no_grad()
+    def run_without_gradients(self, plan: StepPlan, batch: Batch | None, micro: int, length: int) -> None:
+        """One forward pass of every rank over a micro-batch, in training mode, that changes no weight."""
+        for chunk in self._chunks:
+            chunk.train()
+            if chunk.vision is not None:
+                chunk.vision.eval()
+            chunk.set_plan(plan)
+        held = None if batch is None else self._own_part(batch)
+        # The interleaved schedule takes a multiple of the pipeline stages.
+        micro_batches = self._place.pipeline_size
+        iterators = [iter([(held, None)] * micro_batches) for _ in self._wrapped]
+        self._forward_backward(
+            forward_step_func=partial(_forward_step, self._place),
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self._wrapped,
+            num_microbatches=micro_batches,
+            seq_length=length,
+            micro_batch_size=micro,
+            forward_only=True,
+        )
+
     def gather_weights(self) -> None:
         """Make this rank's weights whole where their gathering was left to the next forward pass."""
         for ddp in self._wrapped:

@@ -67,7 +67,32 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         [f"{LANGUAGE}.family=phi3", f"{LANGUAGE}.rotary_scaling={{kind: linear, factor: 2}}"],
         [f"{LANGUAGE}.rotary_scaling is linear", "phi3 models do not have", "remove it"],
     ),
-    ("check_not_in_this_version", ["precision=fp8"], ["precision is 'fp8'", "Transformer Engine", "bf16"]),
+    (
+        "check_fp8_sizes",
+        ["precision=fp8", f"{LANGUAGE}.ffn_hidden_size=360"],
+        [f"{LANGUAGE}.ffn_hidden_size is 360, not a multiple of 16 on each rank", "precision: bf16"],
+    ),
+    (
+        "check_fp8_sizes",
+        ["precision=fp8", "parallel.tensor=4"],
+        [f"{LANGUAGE}.ffn_hidden_size is 352 over parallel.tensor 4, not a multiple of 16", "parallel.tensor"],
+    ),
+    (
+        "check_fp8_sizes",
+        ["precision=fp8", "fp8_recipe=blockwise"],
+        [f"{LANGUAGE}.ffn_hidden_size is 352, not a multiple of 128", "fp8_recipe: blockwise"],
+    ),
+    ("check_fp8_ends", ["fp8_bf16_layers=1"], ["fp8_bf16_layers is 1, but precision is 'bf16'", "precision: fp8"]),
+    (
+        "check_fp8_ends",
+        ["precision=fp8", "fp8_recipe=delayed", "fp8_bf16_layers=1"],
+        ["fp8_bf16_layers is 1, but fp8_recipe: delayed", "tensorwise"],
+    ),
+    (
+        "check_fp8_ends",
+        ["precision=fp8", "parallel.pipeline=4", "fp8_bf16_layers=3"],
+        ["fp8_bf16_layers is 3, but a pipeline stage has 2 layers", "at most 2"],
+    ),
     ("check_stop_after", ["stop_after={hours: 0}"], ["stop_after is 0 hours and 0 minutes", "remove the key"]),
     (
         "check_sequence_parallel",
