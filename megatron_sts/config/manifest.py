@@ -22,9 +22,11 @@ class FileEntry:
 
 
 def files_of(checkpoint: Path) -> list[str]:
-    """Names of a checkpoint's files, in order, its manifest left out."""
-    found = (path for path in checkpoint.rglob("*") if path.is_file())
-    return sorted(name for path in found if (name := path.relative_to(checkpoint).as_posix()) != MANIFEST_FILE)
+    """Names of a checkpoint's files, in order, its manifest left out.
+
+    Directories in it (an import's tokenizer and image processor) are the user's to change, and no part of it.
+    """
+    return sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != MANIFEST_FILE)
 
 
 def entries_of(checkpoint: Path, names: Sequence[str]) -> dict[str, FileEntry]:

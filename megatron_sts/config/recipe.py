@@ -152,7 +152,7 @@ class DataConfig(ConfigModel):
     train: Path
     """LLaVA json (or jsonl) file."""
     images: Path | None = None
-    """Directory of the image files that the data names; None: text only, or images in the shards."""
+    """Directory of the image files that the data names; None: text only."""
     image_aspect_ratio: Literal["square", "pad"] = "square"
     """square: pictures are processed as the tower's processor says; pad: they are padded to a square before, in the
     processor's mean colour, as in LLaVA-1.5."""

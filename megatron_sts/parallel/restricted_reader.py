@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from megatron_sts.errors import CheckpointError
+from megatron_sts.parallel.fp8_state import check_fp8_state, enum_member
 
 METADATA_FILE = ".metadata"
 COMMON_FILE = "common.pt"
@@ -28,7 +29,6 @@ READ_ERRORS = (
 )
 """What torch raises where a file is cut short or is none of its own."""
 _BYTE_TENSOR = torch.uint8
-_RECIPES = "transformer_engine.common.recipe"
 
 
 def check_holds_no_code(checkpoint: Path) -> None:
@@ -68,30 +68,7 @@ class _ObjectChecker(DefaultLoadPlanner):
         found = torch.load(value, map_location="cpu", weights_only=True)
         # Transformer Engine keeps FP8 state as a pickle in a tensor of bytes, and reads that by plain pickle.
         if isinstance(found, torch.Tensor) and found.dtype == _BYTE_TENSOR and found.numel() > 0:
-            _ExtraStateUnpickler(io.BytesIO(found.numpy().tobytes())).load()
-
-
-class _ExtraStateUnpickler(pickle.Unpickler):
-    """Knows tensors, plain values and Transformer Engine's recipes."""
-
-    _TENSORS = frozenset([("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict"), ("torch", "Size")])
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._TENSORS:
-            return super().find_class(module, name)
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage
-        if (module, name) == ("builtins", "getattr"):
-            return _enum_member
-        if module == _RECIPES and "." not in name:
-            found = getattr(importlib.import_module(module), name, None)
-            if isinstance(found, type) and found.__module__ == module:
-                return found
-        raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-
-
-def _load_storage(content: bytes) -> Any:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            check_fp8_state(found.numpy().tobytes())
 
 
 class RestrictedReader(FileSystemReader):
@@ -139,7 +116,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         if (module, name) in self._PLAIN:
             return super().find_class(module, name)
         if (module, name) == ("builtins", "getattr"):
-            return _enum_member
+            return enum_member
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module in self._RECORDS and "." not in name:
@@ -150,10 +127,3 @@ class _MetadataUnpickler(pickle.Unpickler):
             if is_record and record.__module__ == module:
                 return record
         raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-
-
-def _enum_member(of: Any, name: str) -> Enum:
-    """All that `getattr` may do: Python before 3.11.4 pickles a member of an Enum as getattr(class, name)."""
-    if not (isinstance(of, type) and issubclass(of, Enum)) or name not in of.__members__:
-        raise pickle.UnpicklingError(f"refused to load {name} of {of}")
-    return of.__members__[name]

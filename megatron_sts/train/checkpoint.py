@@ -12,7 +12,6 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 
 from megatron_sts.config import Recipe
 from megatron_sts.errors import CheckpointError
-from megatron_sts.model.fp8_state import check_states
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.restricted_reader import READ_ERRORS, check_holds_no_code
 from megatron_sts.parallel.together import rank_zero_does
@@ -48,7 +47,6 @@ def load_checkpoint(
     except (CheckpointingException, *READ_ERRORS) as error:
         raise CheckpointError(f"{path} does not fit the recipe's model, or is damaged: {error}") from error
     for number, chunk in enumerate(chunks):
-        check_states(state[f"model{number}"])
         chunk.load_state_dict(state[f"model{number}"], strict=True)
     if optimizer is not None:
         optimizer.load_state_dict(state.get("optimizer", {}), step)
