@@ -25,9 +25,9 @@ from megatron_sts.data import (
     read_llava_json,
     with_tail,
 )
-from megatron_sts.errors import MegatronStsError
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import padded_length
+from megatron_sts.parallel.together import rank_zero_does
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
 from megatron_sts.train.quarantine import Quarantine
 
@@ -198,13 +198,6 @@ def _on_rank_zero_first(measure: Any) -> Any:
     """Run on rank 0, then on the others, which find its cache; an error of rank 0 is raised by all."""
     if not dist.is_initialized():
         return measure()
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            result = measure()
-        except MegatronStsError as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise outcome[0]
-    return result if dist.get_rank() == 0 else measure()
+    results: list[Any] = []
+    rank_zero_does(lambda: results.append(measure()))
+    return results[0] if results else measure()

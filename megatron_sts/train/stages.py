@@ -6,7 +6,6 @@ from megatron_sts.config import (
     Recipe,
     check_world,
     checkpoint_root,
-    checkpoints_of_stage,
     newest_run,
     read_run,
     resolved_yaml,
@@ -18,7 +17,7 @@ from megatron_sts.parallel.groups import Place, start_groups, stop_groups, world
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import resolve_skip_groups
 from megatron_sts.train.loop import Running, train_stage
-from megatron_sts.train.resume import find_start
+from megatron_sts.train.resume import Start, find_start
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.stopping import StopReason, StopRequests
 
@@ -56,7 +55,7 @@ def _train_stages(recipe: Recipe, only_stage: str | None, place: Place, running:
     datas = {number: StageData(recipe, recipe.stages[number]) for number in numbers}
     for number, data in datas.items():
         start = find_start(recipe, number, data.total_steps)
-        _check_previous_ended(recipe, number, start.checkpoint is not None and not start.resumes, datas)
+        _check_previous_ended(recipe, number, start, datas)
         stop = train_stage(recipe, recipe.stages[number], data, start, place, running)
         if stop:
             return stop
@@ -65,13 +64,14 @@ def _train_stages(recipe: Recipe, only_stage: str | None, place: Place, running:
     return StopReason.NONE
 
 
-def _check_previous_ended(recipe: Recipe, number: int, continues: bool, datas: dict[int, StageData]) -> None:
-    """The stage before must have ended, also when only this one is asked for."""
-    if number == 0 or not continues:
+def _check_previous_ended(recipe: Recipe, number: int, start: Start, datas: dict[int, StageData]) -> None:
+    """What a stage begins from must be the end of the stage before, also when only this one is asked for."""
+    if number == 0 or start.resumes:
         return
+    assert start.checkpoint is not None
     previous = recipe.stages[number - 1]
     data = datas.get(number - 1) or StageData(recipe, previous)
-    done = step_of(checkpoints_of_stage(recipe, previous.name)[-1])
+    done = step_of(start.checkpoint)
     if done < data.total_steps:
         raise CheckpointError(
             f"stage {previous.name} has done {done} of {data.total_steps} steps in {recipe.output_dir}; "
