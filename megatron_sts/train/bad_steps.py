@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_sts.config import METRICS_FILE, LossSpikeConfig, Recipe
 from megatron_sts.errors import TrainingError
 from megatron_sts.parallel.groups import Place
+from megatron_sts.parallel.together import from_all_ranks
 
 BAD_STEPS_FILE = "bad_steps.jsonl"
 """In a run's output_dir: one line for each step that was dropped or warned of."""
@@ -153,8 +154,7 @@ class BadSteps:
         if judgement is None:
             return
         # Rare, and the same decision everywhere: only here do ranks tell each other more than numbers.
-        found: list[Any] = [None] * self._place.world_size
-        dist.all_gather_object(found, _not_finite(model))
+        found = from_all_ranks(_not_finite(model))
         record = {
             "stage": self._stage,
             "step": step,

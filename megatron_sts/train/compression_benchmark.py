@@ -18,6 +18,7 @@ from megatron_sts.model.visual_tokens import VisualTokens
 from megatron_sts.parallel.device import device_name, synchronize
 from megatron_sts.parallel.exchange import own_share
 from megatron_sts.parallel.groups import start_groups
+from megatron_sts.parallel.together import from_all_ranks
 from megatron_sts.parallel.traffic import count_traffic
 from megatron_sts.sts import StagePlanner, StepPlan
 from megatron_sts.train.benchmark import Say, Stepper
@@ -93,10 +94,9 @@ def _traffic(way: VisualTokens, batch: Batch, plan: StepPlan) -> dict[str, int]:
     """Bytes that all ranks together send in one forward pass, by collective."""
     with count_traffic() as sent, torch.no_grad():
         way.projected_rows(batch, plan)
-    by_rank: list[dict[str, int] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(by_rank, dict(sent))
-    names = sorted({name for found in by_rank if found for name in found})
-    return {name: sum((found or {}).get(name, 0) for found in by_rank) for name in names}
+    by_rank: list[dict[str, int]] = from_all_ranks(dict(sent))
+    names = sorted({name for found in by_rank for name in found})
+    return {name: sum(found.get(name, 0) for found in by_rank) for name in names}
 
 
 def _least_bytes(batch: Batch, plan: StepPlan, way: VisualTokens) -> int:
