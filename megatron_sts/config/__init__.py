@@ -4,6 +4,7 @@ from megatron_sts.config.architecture import Architecture, LanguageArchitecture,
 from megatron_sts.config.architecture_checks import architecture_problems
 from megatron_sts.config.checkpoint_listing import ListedCheckpoint, list_checkpoints, prune
 from megatron_sts.config.checks import check_recipe, report
+from megatron_sts.config.data_config import DataConfig
 from megatron_sts.config.fp8_checks import FP8_MULTIPLE
 from megatron_sts.config.init_directory import write_architecture
 from megatron_sts.config.load import load_architecture, load_recipe
@@ -18,23 +19,17 @@ from megatron_sts.config.manifest import (
     write_through,
 )
 from megatron_sts.config.recipe import (
-    BadStepsConfig,
     BatchConfig,
-    CheckpointConfig,
     CompressConfig,
-    DataConfig,
     KeepScheduleConfig,
     LearningRateConfig,
     LearningRateScheduleConfig,
-    LoggingConfig,
-    LossSpikeConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     Recipe,
     SkipConfig,
     StageConfig,
-    StopAfterConfig,
 )
 from megatron_sts.config.resolved import difference, resolved_yaml
 from megatron_sts.config.run_directory import (
@@ -50,6 +45,13 @@ from megatron_sts.config.run_directory import (
     write_latest,
 )
 from megatron_sts.config.run_file import RUN_FILE, Run, read_run, write_run
+from megatron_sts.config.running_config import (
+    BadStepsConfig,
+    CheckpointConfig,
+    LoggingConfig,
+    LossSpikeConfig,
+    StopAfterConfig,
+)
 from megatron_sts.config.skip_checks import probability_problem
 from megatron_sts.config.world import check_world
 

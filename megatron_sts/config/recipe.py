@@ -7,6 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from megatron_sts.config.architecture import Architecture, ConfigModel
+from megatron_sts.config.data_config import DataConfig
+from megatron_sts.config.running_config import (
+    BadStepsConfig,
+    CheckpointConfig,
+    LoggingConfig,
+    LossSpikeConfig,
+    StopAfterConfig,
+)
 from megatron_sts.config.suggestion import suggestion
 from megatron_sts.errors import ConfigError
 
@@ -88,96 +96,6 @@ class OptimizerConfig(ConfigModel):
     """Largest norm of the gradient of all trained parameters; 0: not clipped."""
     distributed: bool = False
     """Whether the optimiser's state is split over the data-parallel ranks."""
-
-
-class CheckpointConfig(ConfigModel):
-    """When checkpoints are written and how many are kept."""
-
-    every_steps: int | None = Field(default=None, ge=1)
-    """Steps between two checkpoints; None: only at the end of a stage."""
-    keep_last: int = Field(default=2, ge=1)
-    """How many checkpoints of a stage are kept, the newest."""
-    keep_every: int | None = Field(default=None, ge=1)
-    """Checkpoints of steps that are a multiple of it are kept beside them; None: no others."""
-    allow_older: bool = False
-    """Whether a run goes on from an older checkpoint where the newest is damaged, and does the steps since again."""
-
-
-class StopAfterConfig(ConfigModel):
-    """How long a run may take before it saves and stops, counted from the start of its process."""
-
-    hours: float = Field(default=0.0, ge=0)
-    """Hours; added to the minutes."""
-    minutes: float = Field(default=0.0, ge=0)
-    """Minutes; added to the hours."""
-
-    @property
-    def seconds(self) -> float:
-        """The whole time in seconds."""
-        return self.hours * 3600 + self.minutes * 60
-
-
-class BadStepsConfig(ConfigModel):
-    """Steps that are dropped because their loss or gradient is not to be trusted."""
-
-    stop_after_in_a_row: int = Field(default=10, ge=1)
-    """So many dropped steps in a row end the run: checkpoints of a broken run would only hide it."""
-
-
-class LossSpikeConfig(ConfigModel):
-    """Compares loss and gradient norm of each step, before its update, with those of the last good steps."""
-
-    sigma: float = Field(default=6.0, gt=0)
-    """Standard deviations above the mean that make a spike."""
-    window: int = Field(default=100, ge=2)
-    """Good steps that mean and deviation are taken over; nothing is a spike before there are so many."""
-    action: Literal["drop", "warn"] = "drop"
-    """drop: the step changes nothing; warn: it is written to bad_steps.jsonl and counts."""
-
-
-class LoggingConfig(ConfigModel):
-    """Where the figures of a run go beside metrics.jsonl."""
-
-    every_steps: int = Field(default=10, ge=1)
-    """Steps between two lines on the terminal; metrics.jsonl has every step."""
-    tensorboard: bool = True
-    """Whether the figures also go to TensorBoard."""
-    wandb_project: str | None = None
-    """Weights & Biases project; None: not used."""
-
-
-class DataConfig(ConfigModel):
-    """The data of one stage."""
-
-    train: Path
-    """LLaVA json (or jsonl) file."""
-    images: Path | None = None
-    """Directory of the image files that the data names; None: text only."""
-    image_aspect_ratio: Literal["square", "pad"] = "square"
-    """square: pictures are processed as the tower's processor says; pad: they are padded to a square before, in the
-    processor's mean colour, as in LLaVA-1.5."""
-    template: Literal["plain", "vicuna_v1", "chatml", "llama3", "tokenizer"] = "vicuna_v1"
-    """Conversation template; tokenizer: the chat template of the tokenizer itself."""
-    system_prompt: str | None = None
-    """System prompt; None: the template's own, empty: none."""
-    samples: int | None = Field(default=None, ge=1)
-    """Number of records: for planning without the data, and checked against it when it is there."""
-    text_tokens: int | None = Field(default=None, ge=1)
-    """Mean text tokens of a record: for planning without the data."""
-    max_tokens: int = Field(default=2048, ge=1)
-    """Longest sequence after compression, in tokens."""
-    over_long: Literal["error", "cut", "drop"] = "error"
-    """What becomes of a record that is longer: error: training does not start; cut: it ends at max_tokens, and is left
-    out where that would cut an image or every answer; drop: it is left out."""
-    group_by_length: bool = False
-    """Whether the samples of a step are of like length, and all with images or all without; saves padding."""
-    packing: bool = False
-    """Whether the samples of a micro-batch lie end to end in one row, each attending to itself alone, instead of padded
-    side by side; a step's micro-batches are then cut by length, `batch.micro` samples each in the mean."""
-    workers: int = Field(default=0, ge=0)
-    """Processes that load images, per rank; 0: in the training process."""
-    max_bad_records: int = Field(default=0, ge=0)
-    """Records with a picture that cannot be read, found while training, that are left out; one more ends the run."""
 
 
 class BatchConfig(ConfigModel):

@@ -1,0 +1,42 @@
+"""The recipe's keys of a stage's data."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_sts.config.architecture import ConfigModel
+
+
+class DataConfig(ConfigModel):
+    """The data of one stage."""
+
+    train: Path
+    """LLaVA json (or jsonl) file."""
+    images: Path | None = None
+    """Directory of the image files that the data names; None: text only."""
+    image_aspect_ratio: Literal["square", "pad"] = "square"
+    """square: pictures are processed as the tower's processor says; pad: they are padded to a square before, in the
+    processor's mean colour, as in LLaVA-1.5."""
+    template: Literal["plain", "vicuna_v1", "chatml", "llama3", "tokenizer"] = "vicuna_v1"
+    """Conversation template; tokenizer: the chat template of the tokenizer itself."""
+    system_prompt: str | None = None
+    """System prompt; None: the template's own, empty: none."""
+    samples: int | None = Field(default=None, ge=1)
+    """Number of records: for planning without the data, and checked against it when it is there."""
+    text_tokens: int | None = Field(default=None, ge=1)
+    """Mean text tokens of a record: for planning without the data."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest sequence after compression, in tokens."""
+    over_long: Literal["error", "cut", "drop"] = "error"
+    """What becomes of a record that is longer: error: training does not start; cut: it ends at max_tokens, and is left
+    out where that would cut an image or every answer; drop: it is left out."""
+    group_by_length: bool = False
+    """Whether the samples of a step are of like length, and all with images or all without; saves padding."""
+    packing: bool = False
+    """Whether the samples of a micro-batch lie end to end in one row, each attending to itself alone, instead of padded
+    side by side; a step's micro-batches are then cut by length, `batch.micro` samples each in the mean."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that load images, per rank; 0: in the training process."""
+    max_bad_records: int = Field(default=0, ge=0)
+    """Records with a picture that cannot be read, found while training, that are left out; one more ends the run."""
