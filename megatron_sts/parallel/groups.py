@@ -11,6 +11,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_sts.config import ParallelConfig
 from megatron_sts.parallel.device import backend, prepare_device
+from megatron_sts.parallel.exchange import own_share
 
 # Of NCCL, over the time that ranks wait: its own end of a process names nobody (parallel/watchdog.py does, before it).
 _NCCL_MARGIN_MINUTES = 1.0
@@ -30,6 +31,15 @@ class Place:
     context_size: int
     data_rank: int
     data_size: int
+
+    def own_images(self, count: int) -> range:
+        """Of the `count` images of a micro-batch, in its order, those that this rank's tower sees.
+
+        The tensor- and context-parallel ranks of the first stage share a micro-batch's images. Contract: the ranks of
+        megatron-core's tensor-and-context group stand in this order; model/visual_tokens.py goes by that group.
+        """
+        rank = self.context_rank * self.tensor_size + self.tensor_rank
+        return own_share(count, rank, self.tensor_size * self.context_size)
 
     @property
     def first_stage(self) -> bool:
