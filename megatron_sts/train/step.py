@@ -16,7 +16,6 @@ from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.skippable_layer import parameters_of_skipped
 from megatron_sts.parallel.chunk import take
-from megatron_sts.parallel.exchange import own_share
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
@@ -169,8 +168,7 @@ class TrainStep:
         return self._sum(losses, micro_batches, stop, saves)
 
     def _own_part(self, batch: Batch) -> Batch:
-        place = self._place
-        share = own_share(batch.image_rows.size(0), place.tensor_rank, place.tensor_size)
+        share = self._place.own_images(batch.image_rows.size(0))
         return batch.on_device(torch.cuda.current_device(), share)
 
     @torch.no_grad()
