@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_sts.arguments import positive
 from megatron_sts.config import Recipe, check_world, load_recipe
 from megatron_sts.errors import ConfigError, MegatronStsError
-from megatron_sts.library_warnings import hide_library_warnings
+from megatron_sts.heavy_imports import before_heavy_imports
 from megatron_sts.train.comparison import Comparison, check_comparison, check_compression, compression_table, table
 from megatron_sts.versions import check_versions
 
@@ -50,7 +50,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Start the ranks, or be one; returns the exit code."""
     options = parse(arguments)
-    hide_library_warnings()
+    before_heavy_imports()
     try:
         check_versions()
         recipe = load_recipe(options.config, options.overrides, check_files=False)

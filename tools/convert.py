@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from megatron_sts.arguments import DTYPES
 from megatron_sts.config import load_recipe
 from megatron_sts.errors import ConversionError, MegatronStsError
-from megatron_sts.library_warnings import hide_library_warnings
+from megatron_sts.heavy_imports import before_heavy_imports
 
 
 def import_weights(options: argparse.Namespace) -> None:
@@ -123,7 +123,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    hide_library_warnings()
+    before_heavy_imports()
     try:
         options.run(options)
     except MegatronStsError as error:

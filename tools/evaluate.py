@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_sts.arguments import DTYPES, QUESTION_FORMATS, positive
 from megatron_sts.errors import MegatronStsError
-from megatron_sts.library_warnings import hide_library_warnings
+from megatron_sts.heavy_imports import before_heavy_imports
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    hide_library_warnings()
+    before_heavy_imports()
     # Takes seconds: not before the options are known to be right.
     from megatron_sts.evaluation import evaluate, format_table
     from megatron_sts.evaluation.progress import shown_progress

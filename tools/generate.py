@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_sts.arguments import DTYPES, positive
 from megatron_sts.errors import MegatronStsError
-from megatron_sts.library_warnings import hide_library_warnings
+from megatron_sts.heavy_imports import before_heavy_imports
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +55,7 @@ def answers(options: argparse.Namespace) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
-    hide_library_warnings()
+    before_heavy_imports()
     try:
         found = answers(options)
     except MegatronStsError as error:
