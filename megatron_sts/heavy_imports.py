@@ -9,7 +9,7 @@ import warnings
 def before_heavy_imports() -> None:
     """Keep from who runs a command what these libraries would cost him beside the seconds of their import.
 
-    Hidden are warnings of megatron-core and of torch's checkpoints: they speak of packages that are not installed and
+    Hidden are warnings of megatron-core and of torch.distributed: they speak of packages that are not installed and
     of names that will change, and what runs instead is in the first lines of a run (model/precision.py). With
     `python -W` or PYTHONWARNINGS nothing is hidden. And at its end Python would look through all that they have made,
     for two seconds.
@@ -17,5 +17,5 @@ def before_heavy_imports() -> None:
     atexit.register(gc.freeze)
     if sys.warnoptions:
         return
-    for module in (r"megatron\.core\.", r"torch\.distributed\.checkpoint\."):
+    for module in (r"megatron\.core\.", r"torch\.distributed\."):
         warnings.filterwarnings("ignore", module=module)

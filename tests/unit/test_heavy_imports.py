@@ -18,7 +18,7 @@ before_heavy_imports()
 for module in sys.argv[1:]:
     warnings.warn_explicit(f"said by {module}", UserWarning, "file.py", 1, module=module)
 """
-MODULES = ["megatron.core.optimizer", "torch.distributed.checkpoint.planner", "megatron_sts.data", "numpy"]
+MODULES = ["megatron.core.optimizer", "torch.distributed.c10d_logger", "megatron_sts.data", "numpy"]
 
 
 @pytest.mark.parametrize(
