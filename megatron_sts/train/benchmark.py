@@ -92,7 +92,7 @@ class Stepper:
         assert stage.data.text_tokens is not None
         self._recipe, self._stage, self._place = recipe, stage, place
         self._text_tokens: int = stage.data.text_tokens
-        self._images = 0 if stage.data.images is None else 1
+        self._images = int(stage.data.has_images)
         self.parts = prepare_stage(recipe, stage, total_steps, Start(None, 0, resumes=False), place)
         self._micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
         self._generator = torch.Generator().manual_seed(recipe.seed + place.data_rank)
