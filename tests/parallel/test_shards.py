@@ -17,11 +17,6 @@ def _losses(recipe: Recipe) -> list[tuple[str, int, float, float]]:
     return [(line["stage"], line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
-def _train_all(*recipes: Recipe) -> None:
-    for recipe in recipes:
-        train(recipe)
-
-
 def test_shards_train_as_the_json_file_does_and_resume(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"align__steps": 2, "tune__steps": 4, "checkpoint": {"every_steps": 2, "keep_last": 9}}
     from_json = tiny_recipe(tmp_path, **changes)
@@ -29,7 +24,8 @@ def test_shards_train_as_the_json_file_does_and_resume(tmp_path: Path) -> None:
     assert len(packed.shards) > 2
     data = {"train": str(tmp_path / "shards"), "images": None, "workers": 1}
     from_shards = tiny_recipe(tmp_path, **changes, align__data=data, tune__data=data, output_dir=str(tmp_path / "two"))
-    run_ranks(2, _train_all, from_json, from_shards)
+    run_ranks(2, train, from_json)
+    run_ranks(2, train, from_shards)
     expected = _losses(from_json)
     assert len(expected) == 6 and _losses(from_shards) == expected
 
