@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from megatron_sts.arguments import positive
 from megatron_sts.config import Recipe, check_world, load_recipe
 from megatron_sts.errors import ConfigError, MegatronStsError
 from megatron_sts.train.comparison import Comparison, check_comparison, check_compression, compression_table, table
@@ -36,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="compression: bytes and time of visual tokens under sequence parallelism, against gathering them all",
     )
     parser.add_argument("--stage", help="training stage (default: the last one that skips or compresses)")
-    parser.add_argument("--data-parallel", type=int, default=1, help="data-parallel ranks (default 1)")
+    parser.add_argument("--data-parallel", type=positive, default=1, help="data-parallel ranks (default 1)")
     parser.add_argument("--plans", type=int, default=6, help="steps of the stage that are timed (default 6)")
     parser.add_argument("--repeats", type=int, default=2, help="times that each of them is timed (default 2)")
     parser.add_argument("--warm-up", type=int, default=1, help="steps of each way before that (default 1)")

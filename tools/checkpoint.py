@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from megatron_sts.arguments import positive
 from megatron_sts.config import ListedCheckpoint, list_checkpoints, prune
 from megatron_sts.errors import MegatronStsError
 
@@ -41,8 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("directory", type=Path, metavar="DIR", help="output_dir, its checkpoints, or one of them")
         command.add_argument("--json", action="store_true", help="json instead of text")
-    command.add_argument("--keep-last", type=_positive, default=2, metavar="N", help="of each stage (default 2)")
-    command.add_argument("--keep-every", type=_positive, metavar="M", help="also every step that is a multiple of M")
+    command.add_argument("--keep-last", type=positive, default=2, metavar="N", help="of each stage (default 2)")
+    command.add_argument("--keep-every", type=positive, metavar="M", help="also every step that is a multiple of M")
     command.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     return parser
 
@@ -95,13 +96,6 @@ def _age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from megatron_sts.arguments import positive
 from megatron_sts.errors import MegatronStsError
 from megatron_sts.evaluation import FORMATS, evaluate, format_table
 from megatron_sts.evaluation.generate import DTYPES
@@ -29,8 +30,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--instruction", help='last line of every question (default: the format\'s; "": none)')
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU, else float32")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=positive, default=128)
+    parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--json", action="store_true", help="print one json object instead of a table")
     return parser.parse_args(arguments)
 

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from megatron_sts.arguments import positive
 from megatron_sts.data import IMAGE_TOKEN, Turn
 from megatron_sts.errors import MegatronStsError
 from megatron_sts.evaluation.generate import DTYPES, Generator, Request
@@ -23,8 +24,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", required=True, help="question")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU, else float32")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-new-tokens", type=positive, default=256)
+    parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--json", action="store_true", help="print one json object an answer")
     return parser.parse_args(arguments)
 

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from megatron_sts.arguments import positive
 from megatron_sts.config import load_recipe
 from megatron_sts.errors import MegatronStsError
 from megatron_sts.planning import forecast, forecast_record, forecast_text, step_records
@@ -15,12 +16,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What a recipe skips, saves, takes and holds, from the recipe alone.")
     parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
     parser.add_argument(
-        "--data-parallel", type=_positive, default=1, metavar="N", help="data-parallel ranks (default 1)"
+        "--data-parallel", type=positive, default=1, metavar="N", help="data-parallel ranks (default 1)"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one json object instead of text")
     form.add_argument(
-        "--dump-steps", type=_positive, metavar="N", help="the plan of each stage's first N steps, as json"
+        "--dump-steps", type=positive, metavar="N", help="the plan of each stage's first N steps, as json"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw skip probabilities and pipeline load")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. parallel.pipeline=4")
@@ -41,13 +42,6 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
 
 
 if __name__ == "__main__":

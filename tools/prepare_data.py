@@ -22,6 +22,7 @@ from typing import Any, get_args
 # The tokenizer's threads and the worker processes would get in each other's way.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from megatron_sts.arguments import positive
 from megatron_sts.config import DataConfig, load_recipe
 from megatron_sts.data import find_template
 from megatron_sts.data.check import TextSettings, check_data
@@ -48,7 +49,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     check.add_argument("--vision", type=Path, metavar="DIR", help="tower that says how many tokens an image is")
     templates = get_args(DataConfig.model_fields["template"].annotation)
     check.add_argument("--template", choices=templates, default=DataConfig.model_fields["template"].default)
-    check.add_argument("--max-tokens", type=int, default=DataConfig.model_fields["max_tokens"].default, metavar="N")
+    check.add_argument(
+        "--max-tokens", type=positive, default=DataConfig.model_fields["max_tokens"].default, metavar="N"
+    )
     check.add_argument("--no-decode", action="store_true", help="look only whether the image files are there")
     check.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
     check.add_argument("--json", action="store_true", help="one json object for each stage, with every problem")

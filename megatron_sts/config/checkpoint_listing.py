@@ -1,13 +1,12 @@
 """The checkpoints in a directory: which there are, whether they are whole, which of them can go."""
 
 import re
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_sts.config.manifest import problems_of
-from megatron_sts.config.run_directory import LATEST_FILE, outdated
+from megatron_sts.config.run_directory import LATEST_FILE, outdated, remove_checkpoint
 from megatron_sts.config.run_file import RUN_FILE, read_run
 from megatron_sts.errors import CheckpointError
 
@@ -55,7 +54,7 @@ def prune(directory: Path, keep_last: int, keep_every: int | None, only_show: bo
     for path in removed:
         if not only_show:
             try:
-                shutil.rmtree(path)
+                remove_checkpoint(path)
             except OSError as error:
                 raise CheckpointError(f"{error.filename or path}: cannot be removed ({error.strerror})") from error
     return removed

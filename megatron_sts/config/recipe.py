@@ -260,6 +260,9 @@ class Recipe(ConfigModel):
     """The optimiser of every stage."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When checkpoints are written and how many are kept."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What a run does where a checkpoint cannot be written: end, or go on and try again at the next one. Without the
+    checkpoint of a stage's end, or of a stop, it ends."""
     logging: LoggingConfig = LoggingConfig()
     """Where the figures go beside metrics.jsonl."""
     stop_after: StopAfterConfig | None = None

@@ -1,9 +1,11 @@
 """Where a run keeps its checkpoints."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_sts.config.manifest import write_through
 from megatron_sts.config.recipe import Recipe
 from megatron_sts.config.run_file import Run, read_run
 from megatron_sts.errors import CheckpointError
@@ -14,6 +16,8 @@ QUARANTINE_FILE = "quarantine.jsonl"
 """In a run's output_dir: one line for each record that was found bad while training."""
 LATEST_FILE = "latest"
 """Beside the checkpoints of a run: the name of the one that was finished last."""
+OUTDATED = ".outdated"
+"""Ending of a checkpoint's name while it is removed."""
 _STEP_DIGITS = 8
 
 
@@ -47,7 +51,16 @@ def write_latest(checkpoint: Path) -> None:
     file = checkpoint.parent / LATEST_FILE
     new = file.with_name(file.name + ".new")
     new.write_text(checkpoint.name + "\n", encoding="utf-8")
+    write_through(new)
     os.replace(new, file)
+    write_through(file.parent)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint; killed on the way, it leaves nothing that has a checkpoint's name."""
+    aside = checkpoint.with_name(checkpoint.name + OUTDATED)
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside)
 
 
 def newest_run(recipe: Recipe) -> Run | None:

@@ -16,6 +16,11 @@ class CheckpointConfig(ConfigModel):
     """How many checkpoints of a stage are kept, the newest."""
     keep_every: int | None = Field(default=None, ge=1)
     """Checkpoints of steps that are a multiple of it are kept beside them; None: no others."""
+    asynchronous: bool = True
+    """Whether training goes on while a checkpoint is written, from a copy of the state in the CPU's memory. The end of
+    a stage and a stop wait."""
+    max_unfinished: int = Field(default=1, ge=1)
+    """How many checkpoints, and copies, may be on their way at a time; the next one waits for the oldest."""
     allow_older: bool = False
     """Whether a run goes on from an older checkpoint where the newest is damaged, and does the steps since again."""
 

@@ -86,8 +86,9 @@ def _rotary_scaling(language: LanguageArchitecture) -> dict[str, Any]:
 def _mark_as_shares(tower: VisionTower, config: TransformerConfig) -> None:
     """A trained tower's gradient on a rank is that of its share of the images; megatron-core puts them together.
 
-    Contract: without sequence parallelism it knows no sum but an average over the tensor-parallel ranks;
-    parallel/exchange.py scales the gradients to it.
+    Contract: without sequence parallelism it knows no sum but an average over the tensor-parallel ranks.
+    There each of them needs every row, so that what comes back is the sum of as many equal gradients: their average
+    is that of the shares' sum.
     """
     mark = "sequence_parallel" if config.sequence_parallel else "average_gradients_across_tp_domain"
     for parameter in tower.parameters():

@@ -54,7 +54,7 @@ class MultimodalModel(MegatronModule):
         self._plan: StepPlan | None = None
         self.visual: VisualTokens | None = None
         if vision is not None and projector is not None:
-            self.visual = VisualTokens(vision, projector, language, groups.tp, groups.cp, config)
+            self.visual = VisualTokens(vision, projector, language, groups.tp_cp, groups.tp, config)
 
     def set_plan(self, plan: StepPlan) -> None:
         """Hand the step's plan down: to the layers, and to the selection of visual tokens."""

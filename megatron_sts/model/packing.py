@@ -13,7 +13,9 @@ def packed_parameters(segments: Sequence[int]) -> PackedSeqParams:
     The longest segment, not the row, is the greatest length: megatron-core makes so many rotary positions, and where
     they are as many as the row has it would not begin anew at each segment.
     """
-    ends = torch.tensor([0, *accumulate(segments)], dtype=torch.int32, device=torch.cuda.current_device())
+    # Made on the CPU first: written to a GPU at once, it would be waited for in every micro-batch.
+    ends = torch.tensor([0, *accumulate(segments)], dtype=torch.int32, device="cpu")
+    ends = ends.to(torch.cuda.current_device(), non_blocking=True)
     longest = max(segments)
     return PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest

@@ -41,9 +41,9 @@ def uses_transformer_engine() -> bool:
 
 
 def fuses_gradient_accumulation() -> bool:
-    """Whether weight gradients are added up inside their matrix product, which takes this extension of NVIDIA's Apex.
+    """Whether megatron-core's own linear layers add weight gradients up inside their matrix product.
 
-    The output layer is megatron-core's own and has no other way to do it, so without it no layer does.
+    That takes this extension of NVIDIA's Apex; Transformer Engine's layers do it by themselves (model/specs.py).
     """
     return has_gpu() and offers("fused_weight_gradient_mlp_cuda", "wgrad_gemm_accum_fp32")
 
@@ -124,7 +124,8 @@ def what_runs(recipe: Recipe) -> str:
         parts.append(f"Transformer Engine {_version('transformer_engine')}: layers, attention, rotary embedding")
     else:
         parts.append("no Transformer Engine: megatron-core's layers, torch's attention")
-    parts.append(f"gradient accumulation {'fused (apex)' if fuses_gradient_accumulation() else 'not fused'}")
+    fused = {"Transformer Engine's layers": engine, "the output layer, by apex": fuses_gradient_accumulation()}
+    parts.append(f"gradient accumulation fused in: {', '.join(part for part in fused if fused[part]) or 'no layer'}")
     if recipe.optimizer.kind == "adam":
         parts.append(f"Adam of {_adam()}")
     return "; ".join(parts)

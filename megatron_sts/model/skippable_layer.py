@@ -1,8 +1,10 @@
 """A transformer layer that the StepPlan can skip (arXiv 2509.18150, Layer Dynamic Skipper)."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.nn import Parameter
@@ -25,6 +27,14 @@ class SkippableTransformerLayer(TransformerLayer):
     They may free neither the tensor that the chunk received, where it skips all its layers, nor a view of one, which
     is what recomputation makes of a layer that returns its input: the last layer returns a copy.
     """
+
+    def __init__(self, config: TransformerConfig, *args: Any, fuses_gradients: bool | None = None, **kwargs: Any):
+        """As megatron-core's. fuses_gradients: for this layer in place of config.gradient_accumulation_fusion."""
+        if fuses_gradients is not None:
+            # A copy as it is: making it anew would fill in once more what was derived.
+            config = copy.copy(config)
+            config.gradient_accumulation_fusion = fuses_gradients
+        super().__init__(config, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """hidden_states [s, b, h] -> ([s, b, h], context)."""

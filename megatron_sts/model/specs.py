@@ -24,15 +24,17 @@ def block_spec(
     """The layers and final norm of one model chunk, every layer skippable.
 
     Transformer Engine's modules on a GPU that has it, else megatron-core's own with torch's attention and norm.
-    Both give the same checkpoint keys.
+    Both give the same checkpoint keys. Transformer Engine's add weight gradients up inside their matrix product, with
+    Apex or without; only megatron-core's own layers, such as the output layer, take Apex to do it.
     """
     if uses_transformer_engine():
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm
+        skippable = replace(layer, module=SkippableTransformerLayer, params={"fuses_gradients": True})
     else:
         layer, norm = _plain_layer_spec(config.qk_layernorm), PlainRMSNorm
-    skippable = replace(layer, module=SkippableTransformerLayer)
+        skippable = replace(layer, module=SkippableTransformerLayer)
     count = get_num_layers_to_build(config, virtual_stage, get_pg_rank(groups.pp))
     return TransformerBlockSubmodules(layer_specs=[skippable] * count, layer_norm=norm)
 

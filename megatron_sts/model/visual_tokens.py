@@ -18,24 +18,24 @@ from megatron_sts.model.compressor import NEEDS_GUIDE, ImageContext, compress
 from megatron_sts.model.merge import VisualRows, merge, visual_rows
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.vision import VisionTower
-from megatron_sts.parallel.exchange import gather_from_all, own_share, send_to_owners
+from megatron_sts.parallel.exchange import own_share, send_to_owners
 from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
 
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Makes the visual tokens of a micro-batch, the work shared out over the tensor-parallel ranks.
+    """Makes the visual tokens of a micro-batch, the tower's work shared out over the ranks that train on it.
 
-    group: those ranks. context: the context-parallel ones, each of which does this for its own part of the sequence
-    and runs the tower for all images.
+    group: those ranks, the tensor- and context-parallel ones, of which the tensor-parallel ones are neighbours.
+    tensor: the tensor-parallel ones alone, which share the vocabulary.
     """
 
     vision: VisionTower
     projector: Projector
     language: GPTModel
     group: dist.ProcessGroup
-    context: dist.ProcessGroup
+    tensor: dist.ProcessGroup
     config: TransformerConfig
 
     def embed_into(self, text: Tensor, batch: Batch, plan: StepPlan) -> Tensor:
@@ -57,49 +57,42 @@ class VisualTokens:
         """Features [v, w] of the kept visual tokens in this rank's chunk of the sequence, and where each belongs.
 
         1. Run the tower on this rank's share of the images and compress them: [m, K, w].
-        2. Under sequence parallelism send each kept row to the rank whose chunk has its slot; without it every rank
-           needs all of them.
+        2. Send each kept row to the rank whose chunk has its slot; without sequence parallelism the tensor-parallel
+           ranks hold the same chunk, and each gets it.
 
         Contract: planning/costs.py counts the tower as shared out; model/build.py marks its gradients as shares to
-        be put together; train/step.py hands over the pixels of `own_share` alone.
+        be put together; train/step.py hands over the pixels of `Place.own_images` alone.
         """
-        rank, size, length = self.group.rank(), self.group.size(), batch.tokens.size(1)
-        count = batch.image_rows.size(0)
-        exchanges = self.config.sequence_parallel and size > 1
-        chunks = [self.chunk(length, other) for other in range(size)]
-        own_chunk = chunks[rank]
-        rows = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, own_chunk)
-        shares = [own_share(count, other, size) for other in range(size)]
-        own = shares[rank]
+        count, size = batch.image_rows.size(0), self.group.size()
+        chunks = [self.chunk(batch.tokens.size(1), rank) for rank in range(size)]
+        rows = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, chunks[self.group.rank()])
+        shares = [own_share(count, rank, size) for rank in range(size)]
+        own = shares[self.group.rank()]
         kept = self._kept(batch, plan, own).flatten(0, 1)
-        if not exchanges:
-            if count and size > 1:
-                kept = gather_from_all(kept, [len(share) * plan.visual_tokens for share in shares], self.group)
-            # Without context parallelism all rows are held, in their order.
-            if self.context.size() == 1:
-                return kept, rows
-            held = rows.image * plan.visual_tokens + rows.slot
-            return kept[held.to(kept.device, non_blocking=True)], rows
-        if not count:
+        if size == 1 or not count:
             return kept, rows
-        places = [visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, chunk) for chunk in chunks]
-        mine = [(place.image >= own.start) & (place.image < own.stop) for place in places]
-        order = torch.cat(
-            [
-                (place.image[held] - own.start) * plan.visual_tokens + place.slot[held]
-                for place, held in zip(places, mine, strict=True)
-            ]
-        )
-        sent = [int(held.sum()) for held in mine]
+        slots = batch.image_starts[own.start : own.stop, None] + torch.arange(plan.visual_tokens)
+        held = {chunk: _places_in(slots.flatten(), chunk) for chunk in set(chunks)}
+        leaving = torch.cat([held[chunk] for chunk in chunks])
         # Shares are neighbours in the order of the ranks, so that what arrives is in the order of `rows`.
-        received = [int(((rows.image >= share.start) & (rows.image < share.stop)).sum()) for share in shares]
-        leaving = kept[order.to(kept.device, non_blocking=True)]
-        return send_to_owners(leaving, sent, received, self.group), rows
+        source = torch.repeat_interleave(torch.tensor([len(share) for share in shares]))
+        received = torch.bincount(source[rows.image], minlength=size)
+        return (
+            send_to_owners(
+                kept[leaving.to(kept.device, non_blocking=True)],
+                [len(held[chunk]) for chunk in chunks],
+                received.tolist(),
+                self.group,
+            ),
+            rows,
+        )
 
     def chunk(self, length: int, rank: int) -> tuple[tuple[int, int], ...]:
-        """What a tensor-parallel rank beside this one holds of a sequence."""
-        place = (rank, self.group.size()) if self.config.sequence_parallel else (0, 1)
-        return own_ranges(length, *place, self.context.rank(), self.context.size())
+        """What a rank of the group holds of a sequence."""
+        tensor_size = self.tensor.size()
+        context_rank, tensor_rank = divmod(rank, tensor_size)
+        place = (tensor_rank, tensor_size) if self.config.sequence_parallel else (0, 1)
+        return own_ranges(length, *place, context_rank, self.group.size() // tensor_size)
 
     def _kept(self, batch: Batch, plan: StepPlan, own: range) -> Tensor:
         """[m, K, w] of the own images. A trained tower takes part also without one, on a black picture."""
@@ -124,7 +117,7 @@ class VisualTokens:
     def image_context(
         self, batch: Batch, plan: StepPlan, images: slice, project: Callable[[Tensor], Tensor]
     ) -> ImageContext:
-        """What a strategy may know of some images; all ranks of the group call it, as words may be summed over it."""
+        """What a strategy may know of some images; all ranks call it, as words may be summed over them."""
         guided = batch.image_rows.size(0) and plan.strategy in NEEDS_GUIDE
         return ImageContext(
             batch.image_samples[images], self._guides(batch.guides)[images] if guided else None, project
@@ -144,15 +137,23 @@ class VisualTokens:
     def _guides(self, guides: Tensor) -> Tensor:
         """guides [n, g] token ids -> the mean of their embeddings [n, h] in fp32, zero for an image without any.
 
-        Each rank looks up its own part of the vocabulary; the sums go over the group once.
+        Each rank looks up its own part of the vocabulary; the sums go over the tensor-parallel ranks once.
         """
         words = self.language.embedding.word_embeddings
         local = guides - words.vocab_start_index
         held = (guides != NO_TOKEN) & (local >= 0) & (local < words.weight.size(0))
         sums = (words.weight[local * held].float() * held[:, :, None]).sum(dim=1)
-        if self.group.size() > 1:
-            dist.all_reduce(sums, group=self.group)
+        if self.tensor.size() > 1:
+            dist.all_reduce(sums, group=self.tensor)
         return sums / (guides != NO_TOKEN).sum(dim=1, keepdim=True).clamp_min(1)
+
+
+def _places_in(positions: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    """Which of the positions [r] lie in one of the ranges [start, end), by their place among them, in order."""
+    inside = torch.zeros_like(positions, dtype=torch.bool)
+    for start, end in ranges:
+        inside |= (positions >= start) & (positions < end)
+    return inside.nonzero().flatten()
 
 
 def is_trained(module: torch.nn.Module) -> bool:

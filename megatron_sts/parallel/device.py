@@ -9,7 +9,6 @@ import contextlib
 import functools
 import logging
 import os
-import queue
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,6 @@ def _adapt_megatron_core_to_cpu() -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     _adapt_type_names()
-    _adapt_checkpoint_queue()
 
 
 def _adapt_random_state() -> None:
@@ -164,15 +162,3 @@ def _adapt_type_names() -> None:
         return result
 
     torch.Tensor.type = type_name  # type: ignore[assignment, method-assign]
-
-
-def _adapt_checkpoint_queue() -> None:
-    """The checkpoint writer hands its results over through a queue in a spawned process, made with CUDA in mind.
-
-    That process imports the program anew: 4 s on the first save, and a hang where the program is not a file. A
-    save that is not asynchronous puts and gets in this very process.
-    """
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    results: queue.Queue[Any] = queue.Queue()
-    filesystem_async._get_write_results_queue = lambda: results

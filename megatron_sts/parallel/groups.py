@@ -4,12 +4,17 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_sts.config import ParallelConfig
 from megatron_sts.parallel.device import backend, prepare_device
+from megatron_sts.parallel.exchange import own_share
+
+# Of NCCL, over the time that ranks wait: its own end of a process names nobody (parallel/watchdog.py does, before it).
+_NCCL_MARGIN_MINUTES = 1.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,15 @@ class Place:
     context_size: int
     data_rank: int
     data_size: int
+
+    def own_images(self, count: int) -> range:
+        """Of the `count` images of a micro-batch, in its order, those that this rank's tower sees.
+
+        The tensor- and context-parallel ranks of the first stage share a micro-batch's images. Contract: the ranks of
+        megatron-core's tensor-and-context group stand in this order; model/visual_tokens.py goes by that group.
+        """
+        rank = self.context_rank * self.tensor_size + self.tensor_rank
+        return own_share(count, rank, self.tensor_size * self.context_size)
 
     @property
     def first_stage(self) -> bool:
@@ -48,11 +62,14 @@ def start_groups(parallel: ParallelConfig, seed: int) -> Place:
 
     Without torchrun's environment variables a group of one process is made.
     """
-    prepare_device()
+    device = prepare_device()
+    minutes = parallel.timeout_minutes + (_NCCL_MARGIN_MINUTES if backend() == "nccl" else 0.0)
     if not dist.is_initialized():
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
             os.environ.setdefault(name, value)
-        dist.init_process_group(backend(), timeout=timedelta(minutes=parallel.timeout_minutes))
+        dist.init_process_group(backend(), timeout=timedelta(minutes=minutes))
+        # NCCL's barriers run on the device of the first collective; before one, on a guess from the rank.
+        dist.all_reduce(torch.zeros(1, device=device))
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -61,7 +78,7 @@ def start_groups(parallel: ParallelConfig, seed: int) -> Place:
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
         # Made with their own timeout, not that of the whole.
-        distributed_timeout_minutes=parallel.timeout_minutes,
+        distributed_timeout_minutes=minutes,
     )
     # The model has no dropout; megatron-core still forks this state around its tensor-parallel regions.
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)

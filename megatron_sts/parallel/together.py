@@ -30,6 +30,19 @@ def from_all_ranks(own: Any) -> list[Any]:
     return gathered
 
 
+def to_rank_zero(own: Any) -> list[Any] | None:
+    """What each rank hands in, by rank, on rank 0; None on the others, which keep no copy of it."""
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(own, gathered)
+    return gathered
+
+
+def told_by_any(problem: str | None) -> str | None:
+    """What went wrong on any rank, with its number, the same text on all; None where nothing did."""
+    told = [f"rank {rank}: {text}" for rank, text in enumerate(from_all_ranks(problem)) if text is not None]
+    return "; ".join(told) or None
+
+
 def own_part() -> tuple[int, int]:
     """(rank, number of ranks) for sharing work out over all of them; (0, 1) where there are no process groups."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -35,6 +35,14 @@ _COLLECTIVES = (
     "megatron.core.pipeline_parallel.p2p_communication",
     "megatron.core.distributed.param_and_grad_buffer",
 )
+# Where a rank waits for its device, and by it for the others: a collective of NCCL itself only starts a kernel.
+_WAITS_FOR_DEVICE = (
+    "megatron.core.distributed.finalize_model_grads",
+    "megatron.core.optimizer.clip_grads",
+    "megatron_sts.parallel.device",
+    "megatron_sts.train.quarantine",
+    "megatron_sts.train.step",
+)
 # How long a rank whose collective failed looks for the one that is to blame: some signs of life.
 _SIGNS_TO_EXPLAIN = 4
 # A frame that stands still for longer than the collective's own timeout will not go on.
@@ -223,6 +231,8 @@ def _place_in_code(frame: FrameType | None) -> tuple[bool, str]:
             collective = f"{module.removesuffix('.distributed_c10d')}.{name}" if name != "wrapper" else collective
         elif module.startswith("megatron"):
             caller = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {name}"
+            if collective is None and module in _WAITS_FOR_DEVICE:
+                collective = "a wait for the device"
         frame = frame.f_back
     where = " called from ".join(part for part in (collective, caller) if part) or "code of no model"
     return collective is not None, where

@@ -77,9 +77,9 @@ class MicroBatchCosts:
 def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> MicroBatchCosts:
     """Costs with so many visual tokens kept of each image.
 
-    Tensor-parallel ranks share layers and logits, and the projector under sequence parallelism; context-parallel ones
-    all three and not the tower. Recomputation adds
-    the forward pass of the layers (`full`) or of their attention products (`selective`) to the backward pass.
+    Tensor- and context-parallel ranks share layers, logits and the tower; the projector too, tensor-parallel ones only
+    under sequence parallelism. Recomputation adds the forward pass of the layers (`full`) or of their attention
+    products (`selective`) to the backward pass.
     Contract: model/visual_tokens.py shares the tower's images and the scoring of visual tokens out over them. A
     micro-batch with fewer images than ranks leaves some of them idle: the busiest one's cost counts.
     """
@@ -92,8 +92,8 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
         "full": forward.layers,
     }[recipe.recompute]
     images = micro * images_per_sample(stage)
-    busiest = -(-images // parallel.tensor)
     ranks = parallel.tensor * parallel.context
+    busiest = -(-images // ranks)
     projector_ranks = ranks if parallel.sequence_parallel else parallel.context
     scored = ModelSizes(recipe.architecture).projector(_scored(recipe, stage, visual_tokens))
 

@@ -1,7 +1,7 @@
-"""Checkpoints: megatron-core's torch_dist format, a run.json and a manifest, visible only when whole.
+"""What a checkpoint holds, as megatron-core's sharded state, and how it is loaded, into any layout.
 
-A checkpoint is written aside and renamed when every rank has finished (checkpoint_directory.py). It loads into any
-tensor, pipeline and data-parallel layout.
+saver.py decides when one is saved, checkpoint_save.py leads it through its steps, checkpoint_state.py writes it,
+checkpoint_directory.py shows it.
 """
 
 from pathlib import Path
@@ -10,27 +10,11 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
-from megatron_sts.config import Recipe
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.restricted_reader import READ_ERRORS, check_holds_no_code
 from megatron_sts.parallel.together import rank_zero_does
-from megatron_sts.train.checkpoint_directory import CheckpointDirectory
 from megatron_sts.train.optimizer import StageOptimizer
-
-
-def save_checkpoint(
-    recipe: Recipe, stage: str, step: int, chunks: list[MultimodalModel], optimizer: StageOptimizer | None
-) -> Path:
-    """Write a checkpoint with `step` steps of `stage` done, on all ranks together; returns its directory.
-
-    `optimizer` None leaves its state out: the end of a run's last stage, or a starting point.
-    """
-    directory = CheckpointDirectory(recipe, stage, step)
-    directory.begin()
-    dist_checkpointing.save(_sharded_state(chunks, optimizer, is_loading=False), str(directory.partial))
-    directory.finish()
-    return directory.final
 
 
 def load_checkpoint(
@@ -41,7 +25,7 @@ def load_checkpoint(
     Raises CheckpointError where the checkpoint is of another model, damaged, or holds something that could run code.
     """
     rank_zero_does(lambda: check_holds_no_code(path))
-    wanted = _sharded_state(chunks, optimizer, is_loading=True)
+    wanted = sharded_state(chunks, optimizer, is_loading=True)
     try:
         state = dist_checkpointing.load(wanted, str(path))
     except (CheckpointingException, *READ_ERRORS) as error:
@@ -52,7 +36,8 @@ def load_checkpoint(
         optimizer.load_state_dict(state.get("optimizer", {}), step)
 
 
-def _sharded_state(chunks: list[MultimodalModel], optimizer: StageOptimizer | None, is_loading: bool) -> dict[str, Any]:
+def sharded_state(chunks: list[MultimodalModel], optimizer: StageOptimizer | None, is_loading: bool) -> dict[str, Any]:
+    """What is saved and loaded: weights, FP8 state with them, and with `optimizer` its state; on all ranks together."""
     state: dict[str, Any] = {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
     if optimizer is not None:
         # Made from tensors that still are the parameters, by which the optimiser finds its own.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_sts.config import Recipe
 from megatron_sts.data import Batch
+from megatron_sts.model.merge import visual_rows
 from megatron_sts.model.visual_tokens import VisualTokens
 from megatron_sts.parallel.device import device_name, synchronize
 from megatron_sts.parallel.exchange import own_share
@@ -40,9 +41,9 @@ def measure_compression(recipe: Recipe, stage_name: str, total_steps: int, repea
     model.set_plan(plan)
     ours = model.visual
     assert ours is not None
-    plain = PlainVisualTokens(ours.vision, ours.projector, ours.language, ours.group, ours.context, ours.config)
+    plain = PlainVisualTokens(ours.vision, ours.projector, ours.language, ours.group, ours.tensor, ours.config)
     batch = next(stepper.batches(plan, stepper.length(plan)))
-    share = own_share(batch.image_rows.size(0), place.tensor_rank, place.tensor_size)
+    share = place.own_images(batch.image_rows.size(0))
     batch = batch.on_device(torch.cuda.current_device(), share)
     same = torch.tensor(float((ours.projected_rows(batch, plan)[0] - plain.projected_rows(batch, plan)[0]).abs().max()))
     assert same < 1e-2, "both ways make the same embeddings"
@@ -100,12 +101,13 @@ def _traffic(way: VisualTokens, batch: Batch, plan: StepPlan) -> dict[str, int]:
 
 
 def _least_bytes(batch: Batch, plan: StepPlan, way: VisualTokens) -> int:
-    """Bytes of the kept features whose owner, by position, is not the rank that ran the tower on their image."""
-    size, count = way.group.size(), batch.image_rows.size(0)
-    chunk = batch.tokens.size(1) // size
-    source = torch.cat([torch.full((len(own_share(count, r, size)),), r) for r in range(size)])
-    owner = (batch.image_starts[:, None] + torch.arange(plan.visual_tokens)) // chunk
-    moved = int((owner != source[:, None]).sum())
+    """Bytes of the kept features that a rank needs, by position, and whose image's tower pass another rank made."""
+    size, count, length = way.group.size(), batch.image_rows.size(0), batch.tokens.size(1)
+    moved = 0
+    for rank in range(size):
+        own = own_share(count, rank, size)
+        image = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, way.chunk(length, rank)).image
+        moved += int(((image < own.start) | (image >= own.stop)).sum())
     weight = way.projector.linear_1.weight
     return moved * weight.size(1) * weight.element_size()
 

@@ -9,7 +9,8 @@ class StepFigures:
     """One line of metrics.jsonl.
 
     step: 1-based, steps done. tokens_per_second: positions of the global batch that are not padding, per second.
-    data_wait_s: of step_time_s, until the step's samples were there on every rank.
+    data_wait_s: of step_time_s, until the step's samples were there on every rank. save_stall_s: of step_time_s, for
+    checkpoints that were begun or finished since the step before.
     visual_tokens_kept, visual_tokens_total: over the global batch. layers_skipped: 0-based layer numbers.
     flops_dense: of the same samples with every layer and every visual token. dropped_step: nothing was updated.
     """
@@ -21,6 +22,7 @@ class StepFigures:
     learning_rate: float
     step_time_s: float
     data_wait_s: float
+    save_stall_s: float
     tokens_per_second: float
     sequence_length: int
     visual_tokens_kept: int

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.model.build import build_chunks, freeze, wrap
@@ -11,12 +12,13 @@ from megatron_sts.parallel.groups import Place, group_collection
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.bad_steps import BadSteps, step_judge
-from megatron_sts.train.checkpoint import load_checkpoint, save_checkpoint
+from megatron_sts.train.checkpoint import load_checkpoint, sharded_state
 from megatron_sts.train.figures import StepFigures
 from megatron_sts.train.fp8_start import needs_registration, register_layers
 from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.progress import Progress
 from megatron_sts.train.resume import Start
+from megatron_sts.train.saver import Saver
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.step import StepResult, TrainStep
 from megatron_sts.train.stopping import StopReason, StopRequests
@@ -37,6 +39,11 @@ class StageParts:
     chunks: list[MultimodalModel]
     optimizer: StageOptimizer
     step: TrainStep
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint of now holds; all ranks together."""
+        self.step.gather_weights()
+        return sharded_state(self.chunks, self.optimizer, is_loading=False)
 
 
 def prepare_stage(recipe: Recipe, stage: StageConfig, total_steps: int, start: Start, place: Place) -> StageParts:
@@ -70,7 +77,10 @@ def train_stage(
     layers = recipe.architecture.language.layers
     micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     # The last stage knows the loss and rank 0 is told it; metrics have one writer.
-    with Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress:
+    with (
+        Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress,
+        Saver(recipe, stage.name, parts.state, progress.say) as saver,
+    ):
         progress.say(_opening(stage, data, start, place))
         if unguided := data.without_guide():
             progress.say(
@@ -98,18 +108,20 @@ def train_stage(
                 shape.length,
                 running.requests.reason,
                 shape.own_segments(place),
+                saver.is_at_work,
             )
             now = time.perf_counter()
-            progress.record(_figures(stage, data, plan, result, rate, now - began, waited))
+            progress.record(_figures(stage, data, plan, result, rate, now - began, waited, saver.take_stall()))
             began = now
 
             bad_samples = {number: data.sample_ids(step, number) for number in result.bad_micro_batches}
             bad_steps.note(step + 1, result.judgement, bad_samples, parts.chunks)
+            if not result.saves:
+                saver.advance()
             done, every = step + 1, recipe.checkpoint.every_steps
-            if done == data.total_steps or result.stop or (every is not None and done % every == 0):
-                parts.step.gather_weights()
-                path = save_checkpoint(recipe, stage.name, done, parts.chunks, parts.optimizer)
-                progress.say(f"{stage.name} {done}/{data.total_steps} | checkpoint {path}")
+            is_needed = done == data.total_steps or bool(result.stop)
+            if is_needed or (every is not None and done % every == 0):
+                saver.save(done, is_needed)
             if result.stop:
                 progress.say(f"{stage.name} {done}/{data.total_steps} | stops here: {result.stop.text}")
                 return result.stop
@@ -135,6 +147,7 @@ def _figures(
     rate: float,
     seconds: float,
     waited: float,
+    stalled: float,
 ) -> StepFigures:
     shape = data.shape(plan)
     executed, dense = data.flops(plan)
@@ -146,6 +159,7 @@ def _figures(
         learning_rate=rate,
         step_time_s=seconds,
         data_wait_s=waited,
+        save_stall_s=stalled,
         tokens_per_second=shape.tokens / seconds,
         sequence_length=shape.length,
         visual_tokens_kept=shape.images * plan.visual_tokens,

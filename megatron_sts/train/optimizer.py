@@ -141,10 +141,16 @@ def _build(recipe: Recipe, stage: StageConfig, wrapped: list[SkippingDataParalle
     for inner in optimizer.chained_optimizers:
         if type(inner.optimizer) is torch.optim.AdamW:
             inner.optimizer = SharedStepAdamW(inner.optimizer)
-        elif type(inner.optimizer) is torch.optim.SGD:
+        elif settings.kind == "sgd" and inner.optimizer is not None:
+            # torch's, also where megatron-core takes another library's: that one makes its momentum as it goes, and
+            # takes all its parameters for new where one is.
+            inner.optimizer = torch.optim.SGD(inner.optimizer.param_groups)
             _make_momentum(inner.optimizer)
             # megatron-core calls this before it loads; for SGD it has none.
             inner.init_state_fn = lambda optimizer, config=None: None
+        elif inner.init_state_fn is not None:
+            # Transformer Engine's and apex's Adam make their moments in the first step, and could not be saved before.
+            inner.init_state_fn(inner.optimizer, inner.config)
     return optimizer
 
 

@@ -1,12 +1,14 @@
 """The plain way to compress under sequence parallelism, which a benchmark measures ours against."""
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_sts.data import Batch
 from megatron_sts.model.compressor import compress
 from megatron_sts.model.merge import VisualRows, visual_rows
 from megatron_sts.model.visual_tokens import VisualTokens
-from megatron_sts.parallel.exchange import gather_from_all, own_share
+from megatron_sts.parallel.exchange import own_share
 from megatron_sts.sts import StepPlan
 
 
@@ -19,9 +21,15 @@ class PlainVisualTokens(VisualTokens):
     def gathered(self, batch: Batch, plan: StepPlan) -> Tensor:
         """All features [n, N, w] of the micro-batch, on every rank."""
         count, size = batch.image_rows.size(0), self.group.size()
-        shares = [own_share(count, rank, size) for rank in range(size)]
+        shares = [len(own_share(count, rank, size)) for rank in range(size)]
         assert batch.pixels is not None
-        return gather_from_all(self.features(batch.pixels), [len(share) for share in shares], self.group)
+        own = self.features(batch.pixels)
+        # Gathering pads to the longest share; the shares differ by one image at most.
+        padded = own.new_zeros(max(shares), *own.shape[1:])
+        padded[: len(own)] = own
+        gathered = own.new_empty(size * max(shares), *own.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded, group=self.group)
+        return torch.cat([part[:held] for part, held in zip(gathered.chunk(size), shares, strict=True)])
 
     def projected_rows(self, batch: Batch, plan: StepPlan) -> tuple[Tensor, VisualRows]:
         """As in VisualTokens, by way of every visual token on every rank."""

@@ -13,6 +13,7 @@ _MAY_CHANGE = (
     "parallel.",
     "logging.",
     "checkpoint.",
+    "on_save_error",
     "recompute",
     "stop_after",
     "bad_steps.",

@@ -16,7 +16,6 @@ from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.skippable_layer import parameters_of_skipped
 from megatron_sts.parallel.chunk import take
-from megatron_sts.parallel.exchange import own_share
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
@@ -29,13 +28,18 @@ def _never() -> StopReason:
     return StopReason.NONE
 
 
+def _nothing_at_work() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step gave, the same on every rank.
 
     loss: mean over the supervised tokens of the global batch. grad_norm: before clipping. judgement: what is wrong
     with the step, None where nothing is. bad_micro_batches: those of the global batch, by number, whose loss is not
-    finite. stop: why some rank wishes to stop after this step.
+    finite. stop: why some rank wishes to stop after this step. saves: whether some rank was still at work on a
+    checkpoint.
     """
 
     loss: float
@@ -44,6 +48,7 @@ class StepResult:
     judgement: Judgement | None
     bad_micro_batches: tuple[int, ...]
     stop: StopReason
+    saves: bool
 
     @property
     def dropped(self) -> bool:
@@ -59,6 +64,7 @@ class StepSums:
     supervised_tokens: int
     bad_micro_batches: tuple[int, ...]
     stop: StopReason
+    saves: bool
 
 
 class TrainStep:
@@ -97,15 +103,17 @@ class TrainStep:
         length: int,
         stop: Callable[[], StopReason] = _never,
         segments: Sequence[Sequence[int]] | None = None,
+        saves: Callable[[], bool] = _nothing_at_work,
     ) -> StepResult:
         """One step.
 
         batches: this rank's micro-batches, None on middle pipeline stages, which read none. micro_batches, micro:
         their number and size. length: padded sequence length of the step, the same on all ranks. stop: whether this
         rank wishes to stop, asked once the gradients are there. segments: where samples are packed, of each
-        micro-batch's one row the lengths that attention keeps apart; on all pipeline stages.
+        micro-batch's one row the lengths that attention keeps apart; on all pipeline stages. saves: whether this rank
+        is at work on a checkpoint, asked with `stop`.
         """
-        sums = self.forward_backward(plan, batches, micro_batches, micro, length, stop, segments)
+        sums = self.forward_backward(plan, batches, micro_batches, micro, length, stop, segments, saves)
         judgement: Judgement | None = None
 
         def is_good(grad_norm: float) -> bool:
@@ -115,7 +123,13 @@ class TrainStep:
 
         update = self._optimizer.update(plan.skipped_layers, is_good)
         return StepResult(
-            sums.loss, sums.supervised_tokens, update.grad_norm, judgement, sums.bad_micro_batches, sums.stop
+            sums.loss,
+            sums.supervised_tokens,
+            update.grad_norm,
+            judgement,
+            sums.bad_micro_batches,
+            sums.stop,
+            sums.saves,
         )
 
     def forward_backward(
@@ -127,6 +141,7 @@ class TrainStep:
         length: int,
         stop: Callable[[], StopReason] = _never,
         segments: Sequence[Sequence[int]] | None = None,
+        saves: Callable[[], bool] = _nothing_at_work,
     ) -> StepSums:
         """Leaves the reduced gradients, as means over supervised tokens."""
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
@@ -150,11 +165,10 @@ class TrainStep:
             micro_batch_size=micro if segments is None else 1,
             forward_only=False,
         )
-        return self._sum(losses, micro_batches, stop)
+        return self._sum(losses, micro_batches, stop, saves)
 
     def _own_part(self, batch: Batch) -> Batch:
-        place = self._place
-        share = own_share(batch.image_rows.size(0), place.tensor_rank, place.tensor_size)
+        share = self._place.own_images(batch.image_rows.size(0))
         return batch.on_device(torch.cuda.current_device(), share)
 
     @torch.no_grad()
@@ -184,8 +198,14 @@ class TrainStep:
         for ddp in self._wrapped:
             ddp.gather_weights()
 
-    def _sum(self, losses: list[dict[str, Tensor]], micro_batches: int, stop: Callable[[], StopReason]) -> StepSums:
-        """Mean loss and supervised tokens over the global batch, and who wishes to stop, in one collective."""
+    def _sum(
+        self,
+        losses: list[dict[str, Tensor]],
+        micro_batches: int,
+        stop: Callable[[], StopReason],
+        saves: Callable[[], bool],
+    ) -> StepSums:
+        """Mean loss and supervised tokens of the global batch, who wishes to stop, who saves; in one collective."""
         place, device = self._place, torch.cuda.current_device()
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         # Contract: sampler.rank_slice deals the micro-batches of a step out to the data-parallel ranks in turn.
@@ -197,15 +217,17 @@ class TrainStep:
                 not_finite[number, place.data_rank] = (~torch.isfinite(of_micro_batch[0])).to(sums.dtype)
         wishes = torch.zeros(len(StopReason), dtype=torch.float64)
         wishes[stop()] = 1.0
-        total = torch.cat([sums, wishes.to(device), not_finite.flatten()])
+        at_work = torch.tensor([float(saves())], dtype=torch.float64)
+        total = torch.cat([sums, at_work.to(device), wishes.to(device), not_finite.flatten()])
         dist.all_reduce(total)
-        loss_sum, tokens, *counts = total.tolist()
+        loss_sum, tokens, saving, *counts = total.tolist()
         asked, bad = counts[: len(StopReason)], counts[len(StopReason) :]
         return StepSums(
             loss_sum / tokens if tokens else 0.0,
             int(tokens),
             tuple(number for number, count in enumerate(bad) if count),
             max(reason for reason in StopReason if asked[reason]),
+            saving > 0,
         )
 
 

@@ -11,8 +11,8 @@ from megatron.core.pipeline_parallel import schedules
 
 from megatron_sts.config import Recipe
 from megatron_sts.errors import MegatronStsError
-from megatron_sts.train import loop
 from megatron_sts.train.optimizer import StageOptimizer
+from megatron_sts.train.saver import Saver
 from megatron_sts.train.stages import train
 from megatron_sts.train.step import TrainStep
 from megatron_sts.train.stopping import STOPPED
@@ -61,6 +61,6 @@ def _patches(point: str, step: int, disturb: Callable[[], Any]) -> list[Any]:
         "forward": (schedules, "forward_step"),
         "backward": (schedules, "backward_step"),
         "optimizer": (StageOptimizer, "update"),
-        "save": (loop, "save_checkpoint"),
+        "save": (Saver, "save"),
     }[point]
     return [mock.patch.object(TrainStep, "run", run), mock.patch.object(owner, name, before(getattr(owner, name)))]

@@ -1,17 +1,15 @@
 """Recipes that were mangled: a typed error that says what is wrong, or a recipe; never a library's traceback."""
 
-import copy
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from megatron_sts.config import load_recipe
 from megatron_sts.errors import MegatronStsError
+from tests.faults.mangling import mangled, meet
 from tests.unit.config.conftest import RECIPE
 
 SECONDS_FOR_ONE = 5.0
@@ -20,36 +18,6 @@ ODD_VALUES = (
     "${oc.create:{a: 1}}", "../../etc/passwd", "\0", "é\u2028", "1e-3", [], {}, [[[]]], {"a": {"b": [1]}}, [None],
     "x" * 5000,
 )  # fmt: skip
-
-
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, entry in inside for place in _places(entry, (*path, key)))]
-
-
-PLACES = [place for place in _places(RECIPE) if place]
-
-
-@st.composite
-def mangled_recipes(draw: st.DrawFn) -> dict[str, Any]:
-    """The small recipe with up to three of its values replaced, removed, or joined by a key it does not know."""
-    recipe = copy.deepcopy(RECIPE)
-    for place in draw(st.lists(st.sampled_from(PLACES), min_size=1, max_size=3)):
-        here: Any = recipe
-        try:
-            for key in place[:-1]:
-                here = here[key]
-            how = draw(st.sampled_from(["replace", "remove", "add"]))
-            if how == "remove":
-                del here[place[-1]]
-            elif how == "add" and isinstance(here, dict):
-                here[draw(st.text(max_size=8))] = draw(st.sampled_from(ODD_VALUES))
-            else:
-                here[place[-1]] = draw(st.sampled_from(ODD_VALUES))
-        except (KeyError, IndexError, TypeError):
-            # An earlier change has taken this place away.
-            continue
-    return recipe
 
 
 def _load(text: str, directory: Path) -> None:
@@ -67,27 +35,11 @@ def _load(text: str, directory: Path) -> None:
     assert time.monotonic() - began < SECONDS_FOR_ONE
 
 
-def _meet(count: int, strategy: Any, check: Any) -> None:
-    @settings(
-        max_examples=count,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy)
-    def met(value: Any) -> None:
-        check(value)
-
-    met()
-
-
 @pytest.mark.fault("mangled recipes: a typed error or a recipe, no traceback of a library, no hang")
 def test_mangled_recipes_give_a_typed_error_or_a_recipe(tmp_path, all_faults, record_property):
     count = 200 if all_faults else 40
     record_property("runs", count)
-    _meet(count, mangled_recipes(), lambda recipe: _load(yaml.safe_dump(recipe, allow_unicode=True), tmp_path))
+    meet(count, mangled(RECIPE, ODD_VALUES), lambda recipe: _load(yaml.safe_dump(recipe, allow_unicode=True), tmp_path))
 
 
 @pytest.mark.fault("mangled recipe files: bytes cut out, doubled and changed")
@@ -99,7 +51,7 @@ def test_mangled_text_of_a_recipe_gives_a_typed_error_or_a_recipe(tmp_path, all_
     cuts = st.tuples(
         position, position, st.sampled_from(["", ":", "- ", "&a ", "*a", "{", "\t", "!!int ", "\x85", "? "])
     )
-    _meet(count, cuts, lambda cut: _load(whole[: cut[0]] + cut[2] + whole[cut[1] :], tmp_path))
+    meet(count, cuts, lambda cut: _load(whole[: cut[0]] + cut[2] + whole[cut[1] :], tmp_path))
 
 
 # Nine levels of nine aliases each: a billion entries.

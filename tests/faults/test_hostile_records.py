@@ -1,16 +1,14 @@
 """Records that were mangled: a typed error that says what is wrong, or a sample that encodes; nothing else."""
 
-import copy
 import json
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 
 from megatron_sts.data import TEMPLATES, encode, read_samples
 from megatron_sts.data.tokenizer import load_tokenizer
 from megatron_sts.errors import MegatronStsError
-from tests.faults.test_hostile_recipes import _meet, _places
+from tests.faults.mangling import mangled, meet
 from tests.tiny import tiny_recipe
 
 RECORD: dict[str, Any] = {
@@ -28,25 +26,6 @@ ODD_VALUES = (
     "/etc/passwd", "..\\x", "x/../../y", [], {}, [[]], {"a": 1}, ["1.png"], "system", "x" * 3000, "\u202e",
     "<|im_end|>",
 )  # fmt: skip
-PLACES = [place for place in _places(RECORD) if place]
-
-
-@st.composite
-def mangled_records(draw: st.DrawFn) -> dict[str, Any]:
-    """The record with one to three of its values replaced or removed."""
-    record = copy.deepcopy(RECORD)
-    for place in draw(st.lists(st.sampled_from(PLACES), min_size=1, max_size=3)):
-        here: Any = record
-        try:
-            for key in place[:-1]:
-                here = here[key]
-            if draw(st.booleans()):
-                del here[place[-1]]
-            else:
-                here[place[-1]] = draw(st.sampled_from(ODD_VALUES))
-        except (KeyError, IndexError, TypeError):
-            continue
-    return record
 
 
 @pytest.mark.fault("mangled data records: a typed error or a sample that encodes, no traceback of a library")
@@ -67,5 +46,5 @@ def test_mangled_records_give_a_typed_error_or_a_sample(tmp_path, all_faults, re
         except MegatronStsError:
             outcomes["error"] += 1
 
-    _meet(count, mangled_records(), check)
+    meet(count, mangled(RECORD, ODD_VALUES), check)
     assert min(outcomes.values()) > 0, outcomes

@@ -94,15 +94,6 @@ def test_alignment_trains_the_projector_alone_in_every_layout(root):
         assert_same(observe(_recipe(root, False, False, parallel, **changes), "align", ranks), expected)
 
 
-@pytest.mark.parametrize("layout", ["tp2_sp", "cp2", "tp2_sp_cp2"])
-def test_trained_tower_gets_the_same_gradients_where_the_sequence_is_split(root, layout):
-    changes = {"tune__trains": ["projector", "vision"], "tune__learning_rate": {"language": None, "vision": 1e-3}}
-    expected = observe(_recipe(root, False, False, {}, **changes), "tune", 1)
-    assert any(key.startswith("vision.") for key in expected.gradients)
-    ranks, parallel = LAYOUTS[layout]
-    assert_same(observe(_recipe(root, False, False, parallel, **changes), "tune", ranks), expected)
-
-
 def test_text_alone_trains_in_every_layout_and_leaves_the_projector_without_gradient(root):
     records = [record for record in json.loads((root / "train.json").read_text()) if "image" not in record]
     (root / "text.json").write_text(json.dumps(records))

@@ -15,7 +15,8 @@ from megatron_sts.hf import export_checkpoint
 from megatron_sts.model.build import build_chunks
 from megatron_sts.parallel.groups import group_collection, start_groups
 from megatron_sts.sts.plan import full_plan
-from megatron_sts.train.checkpoint import save_checkpoint
+from megatron_sts.train.checkpoint import sharded_state
+from megatron_sts.train.checkpoint_save import CheckpointSave
 from tests.ranks import run_ranks
 from tests.unit.hf.tiny_llava import architecture, make_recipe, make_tokenizer
 
@@ -31,7 +32,8 @@ def _train_and_forward(recipe: Recipe, pixels: Tensor) -> tuple[Path, np.ndarray
         for number, parameter in enumerate(chunks[0].parameters()):
             generator = torch.Generator().manual_seed(number)
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    path = save_checkpoint(recipe, "tune", 10, chunks, None)
+    state = sharded_state(chunks, None, is_loading=False)
+    path = CheckpointSave(recipe, "tune", 10, state, copies=False).finish()
     tokenizer = make_tokenizer()
     visual_tokens = recipe.architecture.visual_tokens
     encoded = encode(SAMPLE, TEMPLATES["vicuna_v1"], tokenizer)

@@ -7,8 +7,7 @@ from megatron_sts.config import Recipe
 from megatron_sts.data import Batch
 from megatron_sts.model.build import build_chunks
 from megatron_sts.model.mllm import MultimodalModel
-from megatron_sts.parallel.exchange import own_share
-from megatron_sts.parallel.groups import group_collection, start_groups
+from megatron_sts.parallel.groups import group_collection, place, start_groups
 from megatron_sts.sts import StepPlan
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
@@ -55,9 +54,7 @@ def test_kept_visual_tokens_stand_in_their_slots(tmp_path):
 
 def _chunk(recipe: Recipe) -> list[float]:
     model = _start(recipe)
-    group = model.pg_collection.tp
-    share = own_share(3, group.rank(), group.size())
-    return model._embed(_batch(_pixels()).on_device("cpu", share)).flatten().tolist()
+    return model._embed(_batch(_pixels()).on_device("cpu", place().own_images(3))).flatten().tolist()
 
 
 def test_sequence_parallel_chunks_together_are_the_whole(tmp_path):

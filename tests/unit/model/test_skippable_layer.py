@@ -1,14 +1,18 @@
 """Shows that a skipped layer is the identity, forward and backward, and that a chunk never hands on its input."""
 
 import math
+from dataclasses import replace
 
+import pytest
 import torch
+from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor
 
 from megatron_sts.config import Recipe
 from megatron_sts.model.build import build_chunks
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.skippable_layer import hand_down_plan
+from megatron_sts.model.specs import block_spec
 from megatron_sts.parallel.groups import group_collection, start_groups
 from megatron_sts.sts import StepPlan
 from tests.ranks import run_ranks
@@ -127,3 +131,20 @@ def test_plan_counts_layers_over_all_stages(tmp_path):
         [([True], [True]), ([False], [True])],
         [([True], [True]), ([True], [True])],
     ]
+
+
+def _with_own_fusion(recipe: Recipe) -> None:
+    config, groups = _model(recipe).config, group_collection()
+    spec = block_spec(config, groups, None).layer_specs[0]
+    plain = build_module(spec, config=config, layer_number=1, pg_collection=groups)
+    assert plain.config is config
+    # Without Apex megatron-core's own linear layers refuse, which shows that they were asked.
+    with pytest.raises(RuntimeError, match="gradient_accumulation_fusion"):
+        build_module(
+            replace(spec, params={"fuses_gradients": True}), config=config, layer_number=1, pg_collection=groups
+        )
+    assert not config.gradient_accumulation_fusion
+
+
+def test_a_layer_may_fuse_gradients_where_the_rest_of_the_model_cannot(tmp_path):
+    run_ranks(1, _with_own_fusion, tiny_recipe(tmp_path))

@@ -40,6 +40,19 @@ def test_context_parallel_ranks_hold_the_same_data():
     assert found == [(0, 2, 0, 2), (1, 2, 0, 2), (0, 2, 1, 2), (1, 2, 1, 2)]
 
 
+def _image_shares(parallel: ParallelConfig) -> tuple[list[int], int, int]:
+    place, groups = start_groups(parallel, seed=1), group_collection()
+    return list(place.own_images(6)), groups.tp_cp.rank(), groups.tp_cp.size()
+
+
+def test_tensor_and_context_parallel_ranks_share_the_images_in_the_order_of_their_group():
+    # Tensor-parallel neighbours first, as megatron-core's group has them.
+    found = run_ranks(4, _image_shares, ParallelConfig(tensor=2, context=2))
+    assert found == [([0], 0, 4), ([1, 2], 1, 4), ([3], 2, 4), ([4, 5], 3, 4)]
+    found = run_ranks(4, _image_shares, ParallelConfig(context=2))
+    assert found == [([0, 1, 2], 0, 2), ([3, 4, 5], 1, 2)] * 2
+
+
 def _wait_for_a_lost_rank(parallel: ParallelConfig) -> None:
     """Rank 0 sums over its tensor-parallel group, to which rank 1 never comes; it says how long it waited."""
     if start_groups(parallel, seed=1).rank == 1:
