@@ -144,13 +144,13 @@ def _load(path: Path, source: Path, key: str) -> MeasuredRecords | None:
 
 def _save(path: Path, key: str, found: MeasuredRecords) -> None:
     temporary: str | None = None
-    arrays: dict[str, Any] = {name: getattr(found.index, name) for name in _LENGTHS}
+    arrays: dict[str, Any] = {name: getattr(found.index, name) for name in _LENGTHS} | found.places.arrays()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside its final place: a rename is atomic within one file system only.
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = file.name
-            np.savez(file, key=np.array(key), **found.places.arrays(), **arrays)
+            np.savez(file, key=np.array(key), **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

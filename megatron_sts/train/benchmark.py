@@ -136,14 +136,16 @@ class Stepper:
         """Micro-batches of random tokens and noise, one picture first where the stage has pictures."""
         size = self._recipe.architecture.vision.image_size
         image_token = self._recipe.architecture.language.vocabulary_size - 1
+        share = self._place.own_images(self._stage.batch.micro * self._images)
         for _ in range(self._micro_batches):
             items: list[RawItem] = []
             for _ in range(self._stage.batch.micro):
                 text = torch.randint(0, image_token, (self._text_tokens,), generator=self._generator).tolist()
                 images = [image_token] * self._images
-                pictures = [torch.rand(3, size, size, generator=self._generator) for _ in images]
+                own = self._place.first_stage and len(items) in share
+                noise = [torch.rand(3, size, size, generator=self._generator) if own else None for _ in images]
                 encoded = Encoded(images + text, [IGNORED_LABEL] * self._images + text)
-                items.append(RawItem(encoded, pictures if self._place.first_stage else None, len(items), text))
+                items.append(RawItem(encoded, noise, len(items), text))
             yield collate(items, plan.visual_tokens, length, image_token, pad_token_id=0)
 
 

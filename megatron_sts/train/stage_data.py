@@ -149,8 +149,9 @@ class StageData:
     def batches(self, place: Place, first_step: int) -> Iterator[list[Batch] | None]:
         """This rank's micro-batches of each step from `first_step` on; None on middle pipeline stages.
 
-        Only the first stage reads pictures; the last reads tokens for their labels. Records whose pictures cannot be
-        read are blank on all ranks (train/quarantine.py), which is settled by all of them together.
+        Only the first stage reads pictures, each rank those that its tower sees; the last reads tokens for their
+        labels. Records whose pictures cannot be read are blank on all ranks (train/quarantine.py), which is settled by
+        all of them together.
         """
         quarantine = Quarantine(self._recipe, self._stage, self.samples, first_step)
         loader = self._loader(place, first_step) if place.first_stage or place.last_stage else None
@@ -188,6 +189,7 @@ class StageData:
             _CACHED_PIXELS_BYTES,
             guided=self._guided,
             packed=self.micro_batches if stage.data.packing else None,
+            own_images=place.own_images,
         )
 
 
