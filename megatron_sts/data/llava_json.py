@@ -1,6 +1,7 @@
 """The conversation of a record in LLaVA's json format, or what is wrong with it."""
 
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from megatron_sts.errors import DataError
 from megatron_sts.records import Member
 
 ROLES: dict[str, Role] = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant"}
+_HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class RecordError(DataError):
@@ -118,7 +120,7 @@ def _turn(field: str, entry: Any, paths: list[Any]) -> tuple[str, str]:
         text = "".join(_part(f"{field}.{content}[{number}]", part, paths) for number, part in enumerate(text))
     if not isinstance(text, str):
         raise RecordError(f"{field}.{content}: found {repr(text)[:80]}; give the turn's text")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _HALF_OF_A_PAIR.search(text):
         raise RecordError(f"{field}.{content}: found half of a surrogate pair, which is no character; mend the text")
     if ROLES.get(name) == "assistant" and not text.strip():
         raise RecordError(f"{field}.{content}: found an empty answer; write it or remove it and its question")

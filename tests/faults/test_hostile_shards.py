@@ -135,7 +135,7 @@ def test_picture_in_a_shard_that_would_fill_the_memory_is_refused(tmp_path):
     (sample,) = read_samples(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.monotonic()
-    with pytest.raises(MegatronStsError, match=r"a\.tar: 0\.png: found 30000 x 30000 pixels"):
+    with pytest.raises(MegatronStsError, match=r"a\.tar: 0\.png: .*900000000 pixels"):
         ImageReader(load_image_processor(None, "clip", 56), None).read(sample.images[0])
     assert time.monotonic() - began < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20
