@@ -96,7 +96,7 @@ def check_compression(comparison: Comparison, recipe: Recipe) -> None:
             f"stages.{stage.name}.compress keeps every visual token or makes new ones; --suite compression compares "
             "ways to select: set its strategy to uniform, random or text_guided"
         )
-    if stage.trains != ("projector",) or stage.data.images is None:
+    if stage.trains != ("projector",) or not stage.data.has_images:
         raise ConfigError(
             f"stages.{stage.name} trains {', '.join(stage.trains)}, with data.images {stage.data.images}; --suite "
             "compression measures alignment on pictures: set trains: [projector] and data.images"
