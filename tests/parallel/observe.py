@@ -38,7 +38,11 @@ def observe(recipe: Recipe, stage: str, world_size: int, steps: int = 3) -> Obse
 
 def observe_all(recipes: list[Recipe], stage: str, world_size: int, steps: int = 3) -> list[Observation]:
     """`observe` for several recipes, one after another on the same ranks."""
-    ranks = run_ranks(world_size, _observe_rank_all, recipes, stage, steps)
+    return put_together(run_ranks(world_size, observe_rank_all, recipes, stage, steps))
+
+
+def put_together(ranks: list[list[dict[str, Any]]]) -> list[Observation]:
+    """What `observe_rank_all` found on each rank, put together over the layout of each recipe."""
     return [_observation(list(of_recipe)) for of_recipe in zip(*ranks, strict=True)]
 
 
@@ -72,7 +76,8 @@ def assert_same(found: Observation, expected: Observation) -> None:
             np.testing.assert_allclose(one[key], other[key], rtol=0, atol=tolerance, err_msg=f"{kind} {key}")
 
 
-def _observe_rank_all(recipes: list[Recipe], stage_name: str, steps: int) -> list[dict[str, Any]]:
+def observe_rank_all(recipes: list[Recipe], stage_name: str, steps: int) -> list[dict[str, Any]]:
+    """This rank's part of `observe_all`."""
     return [_observe_rank(recipe, stage_name, steps) for recipe in recipes]
 
 

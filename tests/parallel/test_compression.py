@@ -8,11 +8,15 @@ chunks of a sequence have no visual token. The layouts pad to different multiple
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from megatron_sts.config import Recipe
-from tests.parallel.observe import Observation, assert_same, observe_all
+from megatron_sts.parallel.sequence import length_multiple, padded_length
+from megatron_sts.train import stage_data
+from tests.parallel.observe import Observation, assert_same, observe_all, observe_rank_all, put_together
+from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE, tiny_data, tiny_recipe, tiny_tokenizer
 
 COMMON: dict[str, Any] = {
@@ -82,6 +86,22 @@ def references(root: Path) -> list[Observation]:
 def test_strategies_train_as_in_one_process(root, references, layout):
     ranks, parallel = LAYOUTS[layout]
     for found, expected in zip(observe_all(_recipes(root, parallel), "tune", ranks, steps=2), references, strict=False):
+        assert_same(found, expected)
+
+
+def _observe_padded(recipes: list[Recipe], further: int) -> list[dict[str, Any]]:
+    def padded(length: int, recipe: Recipe) -> int:
+        return padded_length(length, recipe) + further * length_multiple(recipe)
+
+    with patch.object(stage_data, "padded_length", padded):
+        return observe_rank_all(recipes, "tune", 2)
+
+
+@pytest.mark.parametrize("layout", ["tp2_sp", "tp2_cp2"])
+def test_padding_to_another_legal_length_changes_no_loss_and_no_gradient(root, references, layout):
+    ranks, parallel = LAYOUTS[layout]
+    found_all = put_together(run_ranks(ranks, _observe_padded, _recipes(root, parallel)[1:4], 5))
+    for found, expected in zip(found_all, references[1:4], strict=True):
         assert_same(found, expected)
 
 

@@ -76,11 +76,11 @@ def test_resume_within_and_across_stages_equals_the_uninterrupted_run(root, tmp_
         *(("tune", step) for step in (1, 2, 3, 4)),
     ]
     assert any(line["layers_skipped"] for line in expected)
-    for name, keep in {
-        "in_align": {"align-00000002"},
-        "between": {"align-00000003"},
-        "in_tune": {"align-00000003", "tune-00000002"},
-    }.items():
+    kept = {"in_align": {"align-00000002"}, "in_tune": {"align-00000003", "tune-00000002"}}
+    if ranks == 1:
+        # Elsewhere the run that goes on in align passes the boundary too.
+        kept["between"] = {"align-00000003"}
+    for name, keep in kept.items():
         _cut_back(whole, tmp_path / name, keep)
         resumed = whole.model_copy(update={"output_dir": tmp_path / name})
         assert _train(resumed, ranks) == expected, name
@@ -104,13 +104,10 @@ def test_checkpoint_resumes_on_another_layout_with_the_same_plan(root, tmp_path,
         **changes,
     )
     expected = _train(whole, 4)
-    for name, ranks, parallel in (
-        ("pp2", 2, {"pipeline": 2}),
-        ("cp2", 2, {"context": 2}),
-        ("tp2", 2, {"tensor": 2}),
-        ("dp2", 2, {}),
-        ("one", 1, {}),
-    ):
+    others: dict[str, tuple[int, dict[str, int]]] = {"tp2": (2, {"tensor": 2}), "one": (1, {})}
+    if distributed:
+        others |= {"pp2": (2, {"pipeline": 2}), "cp2": (2, {"context": 2}), "dp2": (2, {})}
+    for name, (ranks, parallel) in others.items():
         _cut_back(whole, tmp_path / name, {"align-00000003", "tune-00000002"})
         other = tiny_recipe(root, output_dir=str(tmp_path / name), parallel=parallel, **changes)
         found = _train(other, ranks)

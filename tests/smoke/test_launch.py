@@ -21,7 +21,6 @@ LAUNCH = Path(__file__).resolve().parents[2] / "examples" / "launch"
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "TORCH_COMPILE_DISABLE": "1",
-    "PYTHONWARNINGS": "ignore",
     "PYTHON": sys.executable,
 }
 # A checkpoint after every step: slow enough to lose a node in the middle.
