@@ -9,13 +9,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from megatron_sts import __version__
 from megatron_sts.config.recipe import Recipe
 from megatron_sts.errors import CheckpointError
 
 RUN_FILE = "run.json"
 _FORMAT = 1
-_VERSIONS_OF = ("torch", "megatron-core", "transformers", "transformer_engine")
+_VERSIONS_OF = ("megatron_sts", "torch", "megatron-core", "transformers", "transformer_engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +40,8 @@ def write_run(checkpoint: Path, stage: str, step: int, recipe: Recipe) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """Of Python, of this package and of the libraries that are installed."""
-    versions = {"python": platform.python_version(), "megatron_sts": __version__}
+    """Of Python, and of this package and those it stands on, as far as they are installed."""
+    versions = {"python": platform.python_version()}
     for name in _VERSIONS_OF:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
