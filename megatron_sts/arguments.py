@@ -1,6 +1,11 @@
-"""Values of the command line that argparse has no type for."""
+"""What several commands take as options; without an import that takes seconds."""
 
 import argparse
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Names of torch's types that weights can have."""
+QUESTION_FORMATS = ("llava", "pope", "scienceqa")
+"""Formats of questions (evaluation/formats.py)."""
 
 
 def positive(text: str) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from megatron_sts.arguments import positive
 from megatron_sts.config import Recipe, check_world, load_recipe
 from megatron_sts.errors import ConfigError, MegatronStsError
+from megatron_sts.heavy_imports import before_heavy_imports
 from megatron_sts.train.comparison import Comparison, check_comparison, check_compression, compression_table, table
 from megatron_sts.versions import check_versions
 
@@ -49,6 +50,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Start the ranks, or be one; returns the exit code."""
     options = parse(arguments)
+    before_heavy_imports()
     try:
         check_versions()
         recipe = load_recipe(options.config, options.overrides, check_files=False)
@@ -91,11 +93,11 @@ def start_ranks(recipe: Recipe, options: argparse.Namespace, arguments: list[str
     parallel = recipe.parallel
     ranks = parallel.tensor * parallel.pipeline * parallel.context * options.data_parallel
     check_world(recipe, ranks)
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(ranks), str(Path(__file__).resolve()), *arguments]
     # Ranks on one machine's cores share them out.
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    environment = {"OMP_NUM_THREADS": str(threads)}
     if shutil.which("nvidia-smi") is None:
         # On a CPU megatron-core's small fused functions take longer to compile than they save.
         environment["TORCH_COMPILE_DISABLE"] = "1"

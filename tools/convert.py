@@ -15,19 +15,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from megatron_sts.arguments import DTYPES
 from megatron_sts.config import load_recipe
 from megatron_sts.errors import ConversionError, MegatronStsError
-from megatron_sts.hf.export import DTYPES, export_checkpoint
-from megatron_sts.hf.importer import ImportOptions, import_llava, import_megatron, import_pair
-from megatron_sts.hf.verify import verify_export
+from megatron_sts.heavy_imports import before_heavy_imports
 
 
 def import_weights(options: argparse.Namespace) -> None:
     """Import, and say what became of every tensor."""
+    # Takes seconds: not before the options are known to be right.
+    import torch
+
+    from megatron_sts.hf.importer import ImportOptions, import_llava, import_megatron, import_pair
+
     recipe = load_recipe(options.recipe, check_files=False) if options.recipe else None
-    chosen = ImportOptions(
-        options.tokenizer, recipe, DTYPES[options.dtype] if options.dtype else None, options.allow_pickle
-    )
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    chosen = ImportOptions(options.tokenizer, recipe, dtype, options.allow_pickle)
     given = tuple(name for name in ("hf", "vision", "language", "megatron") if getattr(options, name) is not None)
     with _bar("import") as start:
         if given == ("hf",):
@@ -49,7 +52,12 @@ def import_weights(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Export, say what was written, and verify it where that was asked for."""
-    dtype = DTYPES[options.dtype] if options.dtype else None
+    import torch
+
+    from megatron_sts.hf.export import export_checkpoint
+    from megatron_sts.hf.verify import verify_export
+
+    dtype = getattr(torch, options.dtype) if options.dtype else None
     with _bar("export") as start:
         report = export_checkpoint(
             options.checkpoint, options.output, options.vision, options.tokenizer, dtype, start=start
@@ -115,6 +123,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
+    before_heavy_imports()
     try:
         options.run(options)
     except MegatronStsError as error:

@@ -9,11 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_sts.arguments import positive
-from megatron_sts.data import IMAGE_TOKEN, Turn
+from megatron_sts.arguments import DTYPES, positive
 from megatron_sts.errors import MegatronStsError
-from megatron_sts.evaluation.generate import DTYPES, Generator, Request
-from megatron_sts.evaluation.progress import shown_progress
+from megatron_sts.heavy_imports import before_heavy_imports
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -23,7 +21,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image", type=Path, nargs="+", default=[], help="pictures, asked about one by one")
     parser.add_argument("--prompt", required=True, help="question")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the GPU where there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="default: bfloat16 on a GPU, else float32"
+    )
     parser.add_argument("--max-new-tokens", type=positive, default=256)
     parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--json", action="store_true", help="print one json object an answer")
@@ -32,6 +32,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def answers(options: argparse.Namespace) -> list[str]:
     """One answer for each picture, or one without."""
+    # Takes seconds: not before the options are known to be right.
+    from megatron_sts.data import IMAGE_TOKEN, Turn
+    from megatron_sts.evaluation.generate import Generator, Request
+    from megatron_sts.evaluation.progress import shown_progress
+
     generator = Generator(options.model, options.device, options.dtype)
     question = options.prompt.replace(IMAGE_TOKEN, "").strip()
     if not options.image:
@@ -50,6 +55,7 @@ def answers(options: argparse.Namespace) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
+    before_heavy_imports()
     try:
         found = answers(options)
     except MegatronStsError as error:

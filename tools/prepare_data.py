@@ -28,8 +28,8 @@ from megatron_sts.data import find_template
 from megatron_sts.data.check import TextSettings, check_data
 from megatron_sts.data.check_stage import check_stage_data, stages_to_check
 from megatron_sts.data.check_text import check_text
-from megatron_sts.data.index import Progress
 from megatron_sts.data.pack import pack
+from megatron_sts.data.workers import Progress
 from megatron_sts.errors import MegatronStsError
 from megatron_sts.evaluation.progress import shown_progress
 

@@ -6,6 +6,7 @@ import sys
 
 from megatron_sts.config import load_recipe, resolved_yaml
 from megatron_sts.errors import DataError, MegatronStsError
+from megatron_sts.heavy_imports import before_heavy_imports
 from megatron_sts.planning import forecast, forecast_text
 from megatron_sts.versions import check_versions
 
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. stages.tune.skip.alpha=0")
     arguments = parser.parse_intermixed_args()
+    before_heavy_imports()
     try:
         check_versions()
         recipe = load_recipe(arguments.config, arguments.overrides, check_files=not arguments.dry_run)

@@ -99,7 +99,7 @@ def train(name: str, overrides: list[str], output: Path | None = None) -> Recipe
     if output is not None:
         overrides = [*overrides, f"output_dir={output}"]
     recipe = load_recipe(RECIPES / f"{name}.yaml", overrides)
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
     # A port of its own, so that two runs on one machine do not meet.
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     command += [str(ROOT / "tools" / "train.py"), "--config", str(RECIPES / f"{name}.yaml"), *overrides]

@@ -169,6 +169,15 @@ def check_packing(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
         )
 
 
+def check_shards(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """Shards hold their images themselves."""
+    if stage.data.in_shards and stage.data.images is not None:
+        yield (
+            f"stages.{stage.name}.data.images is '{stage.data.images}', but data.train '{stage.data.train}' is a "
+            "directory of shards, which hold their images; remove images, or give a .json or .jsonl file"
+        )
+
+
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     check_fp8_sizes,
     check_fp8_ends,
@@ -187,6 +196,7 @@ STAGE_CHECKS: tuple[Callable[[Recipe, StageConfig], Iterator[str]], ...] = (
     check_compress,
     check_max_tokens,
     check_packing,
+    check_shards,
 )
 
 
@@ -211,7 +221,7 @@ def file_problems(recipe: Recipe) -> list[str]:
         if not os.path.exists(stage.data.train):
             problems.append(
                 f"stages.{stage.name}.data.train is '{stage.data.train}', which does not exist; give the "
-                "data file (relative paths start at the current directory)"
+                "data file or the directory of shards (relative paths start at the current directory)"
             )
         directories.append((f"stages.{stage.name}.data.images", stage.data.images, "the directory of the images"))
     for field, path, meaning in directories:

@@ -12,9 +12,9 @@ class DataConfig(ConfigModel):
     """The data of one stage."""
 
     train: Path
-    """LLaVA json (or jsonl) file."""
+    """LLaVA json or jsonl file; without such a suffix a directory of webdataset shards, which hold their images."""
     images: Path | None = None
-    """Directory of the image files that the data names; None: text only."""
+    """Directory of the image files that a json file names; None: text only, or shards."""
     image_aspect_ratio: Literal["square", "pad"] = "square"
     """square: pictures are processed as the tower's processor says; pad: they are padded to a square before, in the
     processor's mean colour, as in LLaVA-1.5."""
@@ -40,3 +40,13 @@ class DataConfig(ConfigModel):
     """Processes that load images, per rank; 0: in the training process."""
     max_bad_records: int = Field(default=0, ge=0)
     """Records with a picture that cannot be read, found while training, that are left out; one more ends the run."""
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether `train` is a directory of shards. Contract: records/record_places.py tells by the suffix too."""
+        return self.train.suffix not in (".json", ".jsonl")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether samples may have images."""
+        return self.images is not None or self.in_shards

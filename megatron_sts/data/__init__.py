@@ -1,9 +1,9 @@
 """From a user's LLaVA json to micro-batches, the same on every layout and after every resume.
 
-LLaVA json / jsonl
-    |  llava_json      read and checked record by record
+LLaVA json / jsonl / webdataset shards
+    |  stored_samples  where each record lies (records); read and checked one by one (llava_json)
     v
-  Sample               one conversation, its image paths            sample
+  Sample               one conversation, its pictures               sample
     |  templates       text segments, each supervised or not
     |  encode          one tokenization, labels by character offset
     v
@@ -37,12 +37,13 @@ from megatron_sts.data.images import ImageReader, load_image_processor
 from megatron_sts.data.index import SampleIndex, measure_samples
 from megatron_sts.data.index_cache import fingerprint, load_or_build, prepare_index
 from megatron_sts.data.lengths import Fitted, FittedSamples, fit_lengths
-from megatron_sts.data.llava_json import BadRecord, read_llava_json, sample_of_record, scan_llava_json
+from megatron_sts.data.llava_json import sample_of_record
 from megatron_sts.data.loader import MicroBatchLoader
 from megatron_sts.data.packing import cut_by_length, with_tail
 from megatron_sts.data.pixel_cache import PixelCache
-from megatron_sts.data.sample import IMAGE_TOKEN, Sample, Turn, placed_images
+from megatron_sts.data.sample import IMAGE_TOKEN, Picture, Sample, Turn, placed_images
 from megatron_sts.data.sampler import LengthGroups, StepSampler, rank_slice
+from megatron_sts.data.stored_samples import BadRecord, StoredSamples, read_samples, scan_records
 from megatron_sts.data.templates import TEMPLATES, Segment, Template, find_template
 from megatron_sts.data.tokenizer import load_tokenizer
 
@@ -59,12 +60,14 @@ __all__ = [
     "ImageReader",
     "LengthGroups",
     "MicroBatchLoader",
+    "Picture",
     "PixelCache",
     "RawItem",
     "Sample",
     "SampleIndex",
     "Segment",
     "StepSampler",
+    "StoredSamples",
     "Template",
     "Turn",
     "adds_special_tokens",
@@ -85,8 +88,8 @@ __all__ = [
     "placed_images",
     "prepare_index",
     "rank_slice",
-    "read_llava_json",
+    "read_samples",
     "sample_of_record",
-    "scan_llava_json",
+    "scan_records",
     "with_tail",
 ]

@@ -1,29 +1,23 @@
 """What is in a data file and its image folder, and all that is wrong with it, without training."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.encode import count_supervised, encode
-from megatron_sts.data.index import Progress, SampleIndex
+from megatron_sts.data.encode import encode
+from megatron_sts.data.index import SampleIndex, measured
 from megatron_sts.data.lengths import OverLong, fit_lengths
-from megatron_sts.data.llava_json import scan_llava_json
-from megatron_sts.data.pictures import check_is_file, read_picture, resolve_image
-from megatron_sts.data.sample import Sample
+from megatron_sts.data.pictures import check_is_file, find_picture, read_picture
+from megatron_sts.data.sample import Picture, Sample
+from megatron_sts.data.stored_samples import scan_records
 from megatron_sts.data.templates import Template
+from megatron_sts.data.workers import Progress, in_workers
 from megatron_sts.errors import DataError
-
-# Items that a worker process takes at once.
-_CHUNK = 64
-
-Item = TypeVar("Item")
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -41,28 +35,27 @@ class TextSettings:
     max_tokens: int
     over_long: OverLong
 
-    def measure(self, sample: Sample) -> tuple[int, int, int] | str:
-        """(text tokens, images, supervised tokens) of a sample, or why it cannot be encoded."""
+    def measure(self, sample: Sample) -> tuple[int, ...] | str:
+        """What SampleIndex has of a sample, or why it cannot be encoded."""
         try:
             encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
         except DataError as problem:
             return str(problem)
-        images = len(sample.images)
-        return len(encoded.token_ids) - images, images, count_supervised(encoded.labels)
+        return measured(sample, encoded)
 
 
 @dataclass(frozen=True)
 class _ImageCheck:
-    """Opens pictures of a folder, and decodes them where `decodes`."""
+    """Opens pictures, and decodes them where `decodes`. root: the folder of those that lie in no shard."""
 
-    root: Path
+    root: Path | None
     pads: bool
     decodes: bool
 
-    def __call__(self, path: str) -> str | None:
+    def __call__(self, picture: Picture) -> str | None:
         """What is wrong with a picture."""
         try:
-            file = resolve_image(self.root, path)
+            file = find_picture(self.root, picture)
             if self.decodes:
                 read_picture(file, pads=self.pads)
             else:
@@ -84,7 +77,8 @@ def check_data(
     """Looks at every record and every picture that is named.
 
     Args:
-        images: the image folder; None: no picture is looked at.
+        data: a data file or a directory of shards.
+        images: the image folder; None: no picture is looked at, but for those in shards.
         text: how lengths are counted; None: they are not.
         pads: pictures will be padded to a square, which limits their size further.
         decodes: whether pictures are decoded; otherwise only their files are looked for.
@@ -101,43 +95,46 @@ def check_data(
     """
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: is no folder; give the folder of the images")
-    samples, bad = scan_llava_json(data)
+    samples, bad = scan_records(data)
     problems: dict[str, list[dict[str, Any]]] = {
         "bad_records": [{"record": one.number, "id": one.id, "problem": one.problem} for one in bad]
     }
-    repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
+    # Every sample is read once; what is kept of it is short.
+    outlines = [(sample.id, len(sample.turns), sample.images) for sample in samples]
+    repeated = [name for name, count in Counter(name for name, _, _ in outlines).items() if count > 1]
     problems["repeated_ids"] = [{"id": name} for name in repeated]
 
-    paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
+    pictures = list(dict.fromkeys(picture for _, _, named in outlines for picture in named))
+    looks = images is not None or data.is_dir()
     unusable: set[int] = set()
-    broken: dict[str, str] = {}
-    if images is not None:
-        check = _ImageCheck(images.resolve(), pads, decodes)
-        found = _in_workers(check, paths, workers, progress("images"))
-        broken = {path: problem for path, problem in zip(paths, found, strict=True) if problem is not None}
+    broken: dict[Picture, str] = {}
+    if looks:
+        check = _ImageCheck(None if images is None else images.resolve(), pads, decodes)
+        found = in_workers(check, pictures, workers, progress("images"))
+        broken = {picture: problem for picture, problem in zip(pictures, found, strict=True) if problem is not None}
     problems["images"] = []
-    for number, sample in enumerate(samples):
-        for path in sample.images:
-            if path in broken:
-                problems["images"].append({"id": sample.id, "image": path, "problem": broken[path]})
+    for number, (name, _, named) in enumerate(outlines):
+        for picture in named:
+            if picture in broken:
+                problems["images"].append({"id": name, "image": str(picture), "problem": broken[picture]})
                 unusable.add(number)
 
     lengths = None
     if text is not None and samples:
-        measured = _in_workers(text.measure, samples, workers, progress("records"))
-        lengths, too_long = _lengths(samples, measured, text, problems)
+        found_lengths = list(in_workers(text.measure, samples, workers, progress("records")))
+        lengths, too_long = _lengths(samples, found_lengths, text, problems)
         unusable |= too_long
     return {
         "data": str(data),
         "records": len(samples) + len(bad),
         "usable": len(samples) - len(unusable),
-        "text_only": sum(not sample.images for sample in samples),
-        "turns": _spread([len(sample.turns) for sample in samples]),
+        "text_only": sum(not named for _, _, named in outlines),
+        "turns": _spread([turns for _, turns, _ in outlines]),
         "images": {
-            "named": sum(len(sample.images) for sample in samples),
-            "files": len(paths),
-            "bad_files": len(broken) if images is not None else None,
-            "most_in_a_record": max((len(sample.images) for sample in samples), default=0),
+            "named": sum(len(named) for _, _, named in outlines),
+            "files": len(pictures),
+            "bad_files": len(broken) if looks else None,
+            "most_in_a_record": max((len(named) for _, _, named in outlines), default=0),
         },
         "lengths": lengths,
         "problems": problems,
@@ -146,15 +143,15 @@ def check_data(
 
 def _lengths(
     samples: Sequence[Sample],
-    measured: Sequence[tuple[int, int, int] | str],
+    of_samples: Sequence[tuple[int, ...] | str],
     text: TextSettings,
     problems: dict[str, list[dict[str, Any]]],
 ) -> tuple[dict[str, Any] | None, set[int]]:
     """The lengths of the samples that can be encoded; problems are added, with the numbers of their samples."""
-    refused = [(number, found) for number, found in enumerate(measured) if isinstance(found, str)]
+    refused = [(number, found) for number, found in enumerate(of_samples) if isinstance(found, str)]
     problems["cannot_be_encoded"] = [{"id": samples[number].id, "problem": found} for number, found in refused]
-    counted = [(number, found) for number, found in enumerate(measured) if not isinstance(found, str)]
-    silent = [number for number, (_, _, supervised) in counted if supervised == 0]
+    counted = [(number, found) for number, found in enumerate(of_samples) if not isinstance(found, str)]
+    silent = [number for number, (_, _, supervised, _) in counted if supervised == 0]
     problems["without_supervision"] = [{"id": samples[number].id} for number in silent]
     out = {number for number, _ in refused} | set(silent)
     if not counted:
@@ -193,42 +190,3 @@ def _spread(values: Sequence[int] | np.ndarray) -> dict[str, float] | None:
         return None
     p50, p99 = np.percentile(values, [50, 99], method="higher")
     return {"mean": round(float(np.mean(values)), 1), "p50": int(p50), "p99": int(p99), "max": int(np.max(values))}
-
-
-@dataclass(frozen=True)
-class _Chunks(Dataset[list[Found]], Generic[Item, Found]):
-    """What a function makes of some items, chunk by chunk."""
-
-    function: Callable[[Item], Found]
-    items: Sequence[Item]
-
-    def __len__(self) -> int:
-        return -(-len(self.items) // _CHUNK)
-
-    def __getitem__(self, number: int) -> list[Found]:
-        return [self.function(item) for item in self.items[number * _CHUNK : (number + 1) * _CHUNK]]
-
-
-def _in_workers(
-    function: Callable[[Item], Found], items: Sequence[Item], workers: int, progress: Progress
-) -> list[Found]:
-    """`function` of every item, in order, in as many processes; all of them in this one where there are few."""
-    chunks = _Chunks(function, items)
-    loader = DataLoader(chunks, batch_size=None, collate_fn=_unchanged, num_workers=min(workers, len(chunks)))
-    found: list[Found] = []
-    for chunk in _loaded(loader):
-        found.extend(chunk)
-        progress(len(found), len(items))
-    return found
-
-
-def _loaded(loader: DataLoader[list[Found]]) -> Iterator[list[Found]]:
-    try:
-        yield from loader
-    except RuntimeError as error:
-        raise DataError(f"a worker process ended ({error}); give fewer with --workers") from error
-
-
-def _unchanged(chunk: list[Found]) -> list[Found]:
-    """Keeps DataLoader from converting what a data set returns."""
-    return chunk

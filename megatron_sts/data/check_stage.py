@@ -6,9 +6,9 @@ from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data.check import TextSettings, check_data
-from megatron_sts.data.index import Progress
 from megatron_sts.data.templates import find_template
 from megatron_sts.data.tokenizer import load_tokenizer
+from megatron_sts.data.workers import Progress
 from megatron_sts.errors import ConfigError
 from megatron_sts.sts import StagePlanner
 

@@ -17,13 +17,14 @@ NO_TOKEN = -1
 class RawItem:
     """An encoded conversation and what belongs to it.
 
-    pictures: each float32 [3, H, W]; None where this rank needs no pixels. sample_index: its number in the stage's
+    pictures: each float32 [3, H, W], None in the place of one that another rank sees; None where this rank needs no
+    pixels at all. sample_index: its number in the stage's
     data. guide_token_ids: the words of its human turns, where visual tokens are chosen by them. problem: why a picture
     of it cannot be read; None where all can.
     """
 
     encoded: Encoded
-    pictures: list[Tensor] | None
+    pictures: list[Tensor | None] | None
     sample_index: int = 0
     guide_token_ids: list[int] = field(default_factory=list)
     problem: str | None = None
@@ -31,17 +32,21 @@ class RawItem:
     def blank(self) -> "RawItem":
         """The same shapes without content: pictures of zeros, and no label, so that it teaches nothing."""
         silent = Encoded(self.encoded.token_ids, [IGNORED_LABEL] * len(self.encoded.labels))
-        pictures = None if self.pictures is None else [torch.zeros_like(picture) for picture in self.pictures]
+        pictures = self.pictures
+        if pictures is not None:
+            pictures = [None if picture is None else torch.zeros_like(picture) for picture in pictures]
         return replace(self, encoded=silent, pictures=pictures)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch. b rows (1 of packed samples), s positions, n images, H and W the picture's size in pixels.
+    """A micro-batch. b rows (1 of packed samples), s positions, n images, H and W the picture's size in pixels; of the
+    n images m are this rank's share (`Place.own_images`), whose pictures its tower sees.
 
-    Contract: an image fills `visual_tokens` slots from its start on; the model puts the image's features
-    there. Images are ordered by row, then by position, as `pixels` is. What says where images belong stays on the
-    CPU: the sizes of what ranks send each other come from it, and nobody waits for a GPU to learn them.
+    Contract: an image fills `visual_tokens` slots from its start on; the model puts the image's features there. Images
+    are ordered by row, then by position, and so are the neighbours among them in `pixels`. What says where images
+    belong stays on the CPU: the sizes of what ranks send each other come from it, and nobody waits for a GPU to learn
+    them.
     """
 
     tokens: Tensor
@@ -49,7 +54,7 @@ class Batch:
     labels: Tensor
     """[b, s] int64, shifted: `labels[:, t]` is the target of position t; -100 where there is no loss."""
     pixels: Tensor | None
-    """[n, 3, H, W] float32, on a device those of the own share alone; None without, or where not needed."""
+    """[m, 3, H, W] float32; None without, or where not needed."""
     image_rows: Tensor
     """[n] int64: the row of each image."""
     image_starts: Tensor
@@ -61,14 +66,14 @@ class Batch:
     guides: Tensor
     """[n, g] int64: token ids of the human turns of each image's sample, filled up with -1; g may be 0."""
 
-    def on_device(self, device: torch.device | int, share: range) -> "Batch":
-        """What is computed with, on the device; of the pixels those of the images in `share`, which this rank sees."""
+    def on_device(self, device: torch.device | int) -> "Batch":
+        """What is computed with, on the device; from pinned memory it gets there beside what the device does."""
         moved = {
             name: None if values is None else values.to(device, non_blocking=True)
             for name, values in (
                 ("tokens", self.tokens),
                 ("labels", self.labels),
-                ("pixels", None if self.pixels is None else self.pixels[share.start : share.stop]),
+                ("pixels", self.pixels),
                 ("guides", self.guides),
             )
         }
@@ -82,10 +87,12 @@ def collate(
     image_token_id: int,
     pad_token_id: int,
     packed: bool = False,
+    pinned: bool = False,
 ) -> Batch:
     """Expands each `<image>` to `visual_tokens` slots, shifts the labels, pads on the right to `length`.
 
-    packed: the samples lie end to end in one row, each without a label on its last position.
+    packed: the samples lie end to end in one row, each without a label on its last position. pinned: what goes to a
+    GPU lies in pinned memory, which it copies from by itself.
     """
     assert visual_tokens >= 1
     size = (1 if packed else len(items), length)
@@ -115,18 +122,30 @@ def collate(
         guides.extend([item.guide_token_ids] * len(own_starts))
         if pictures is not None:
             assert len(pictures) == len(own_starts), f"{len(pictures)} pictures for {len(own_starts)} images"
-            pixels.extend(pictures)
+            pixels.extend(picture for picture in pictures if picture is not None)
         row, start = (row, end) if packed else (row + 1, 0)
     return Batch(
-        tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(labels),
-        pixels=torch.stack(pixels) if pixels else None,
+        tokens=_pinned(torch.from_numpy(tokens), pinned),
+        labels=_pinned(torch.from_numpy(labels), pinned),
+        pixels=_stacked(pixels, pinned),
         image_rows=torch.tensor(rows, dtype=torch.int64),
         image_starts=torch.tensor(starts, dtype=torch.int64),
         visual_tokens=visual_tokens,
         image_samples=torch.tensor(samples, dtype=torch.int64).reshape(-1, 2),
-        guides=_filled_up(guides),
+        guides=_pinned(_filled_up(guides), pinned),
     )
+
+
+def _pinned(values: Tensor, pinned: bool) -> Tensor:
+    return values.pin_memory() if pinned else values
+
+
+def _stacked(pictures: list[Tensor], pinned: bool) -> Tensor | None:
+    if not pictures:
+        return None
+    # Straight to pinned memory: pictures are what takes time to copy.
+    whole = torch.empty(len(pictures), *pictures[0].shape, dtype=pictures[0].dtype, pin_memory=pinned)
+    return torch.stack(pictures, out=whole)
 
 
 def _filled_up(rows: list[list[int]]) -> Tensor:

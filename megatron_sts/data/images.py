@@ -14,7 +14,8 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
-from megatron_sts.data.pictures import LARGEST_PIXELS, read_picture, resolve_image
+from megatron_sts.data.pictures import LARGEST_PIXELS, find_picture, read_picture
+from megatron_sts.data.sample import Picture
 from megatron_sts.errors import ConfigError
 
 AspectRatio = Literal["square", "pad"]
@@ -78,32 +79,33 @@ def _padding(processor: BaseImageProcessor) -> BaseImageProcessor:
 
 
 class ImageReader:
-    """Reads the pictures of one folder.
+    """Reads the pictures of one folder, or of shards.
 
     Args:
         image_processor: what `load_image_processor` returns.
-        root: the image folder; nothing outside it is read, not even through a symbolic link.
+        root: the image folder; nothing outside it is read, not even through a symbolic link. None: all are in shards.
         max_pixels: pictures with more pixels, padded where they will be, are refused before they are decoded.
     """
 
-    def __init__(self, image_processor: BaseImageProcessor, root: Path, max_pixels: int = LARGEST_PIXELS) -> None:
+    def __init__(
+        self, image_processor: BaseImageProcessor, root: Path | None, max_pixels: int = LARGEST_PIXELS
+    ) -> None:
         self._image_processor = image_processor
-        self._root = root.resolve()
+        self._root = None if root is None else root.resolve()
         self._max_pixels = max_pixels
 
     def blank(self) -> Tensor:
         """Zeros of the shape that `read` gives."""
         return torch.zeros_like(self._process(Image.new("RGB", (2, 2))))
 
-    def read(self, relative_path: str) -> Tensor:
+    def read(self, picture: Picture) -> Tensor:
         """The processed picture, float32 [3, H, W].
 
         Raises:
-            DataError: the file is outside the folder, or see `read_picture`.
+            DataError: see `find_picture` and `read_picture`.
         """
         pads = bool(getattr(self._image_processor, "do_pad", False))
-        picture = read_picture(resolve_image(self._root, relative_path), self._max_pixels, pads)
-        return self._process(picture)
+        return self._process(read_picture(find_picture(self._root, picture), self._max_pixels, pads))
 
     def _process(self, picture: Image.Image) -> Tensor:
         pixels: Tensor = self._image_processor(picture, return_tensors="pt")["pixel_values"][0]

@@ -4,23 +4,25 @@ Every rank computes a step's padded length from these numbers, also those that l
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.encode import count_supervised, encode
+from megatron_sts.data.encode import Encoded, count_supervised, encode, lacks_guide
 from megatron_sts.data.pictures import resolve_image
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.templates import Template
+from megatron_sts.data.workers import Progress, in_workers
 from megatron_sts.errors import DataError
+from megatron_sts.records import Member
 
 SHOWN_SAMPLES = 10
 
-Progress = Callable[[int, int], None]
-"""Called with the number of samples done and their total."""
+_SAMPLES_WORTH_A_WORKER = 4096
+_MOST_WORKERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,16 @@ class SampleIndex:
     images: np.ndarray
     supervised: np.ndarray
     """Tokens that carry a loss."""
+    lacks_guide: np.ndarray
+    """1 where there are images, but no human words to choose their visual tokens by; else 0."""
 
     def __len__(self) -> int:
         return len(self.text_tokens)
 
-    def of(self, indices: Sequence[int]) -> "SampleIndex":
+    def of(self, indices: Sequence[int] | np.ndarray) -> "SampleIndex":
         """The index of some of the samples, in the order asked for."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return SampleIndex(self.text_tokens[chosen], self.images[chosen], self.supervised[chosen])
+        return SampleIndex(*(getattr(self, one.name)[chosen] for one in fields(self)))
 
     def lengths(self, visual_tokens: int) -> np.ndarray:
         """int64 [n]: positions each sample fills when an image takes `visual_tokens`."""
@@ -52,7 +56,7 @@ def measure_samples(
     tokenizer: PreTrainedTokenizerBase,
     system_prompt: str | None,
     images_root: Path | None,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> SampleIndex:
     """Tokenizes every sample and looks for every image.
 
@@ -60,25 +64,17 @@ def measure_samples(
         DataError: samples name images that are missing or outside `images_root`, or hold no supervised token.
             Of each kind the first ten and the number are listed.
     """
-    root = None if images_root is None else images_root.resolve()
-    text_tokens = np.zeros(len(samples), dtype=np.int32)
-    images = np.zeros(len(samples), dtype=np.int32)
-    supervised = np.zeros(len(samples), dtype=np.int32)
+    measure = _Measure(template, tokenizer, system_prompt, None if images_root is None else images_root.resolve())
+    counts = np.zeros((len(samples), len(fields(SampleIndex))), dtype=np.int32)
     bad_images: list[str] = []
-    silent: list[str] = []
-    for number, sample in enumerate(samples):
-        problem = _image_problem(sample, root)
+    for number, (found, problem) in enumerate(in_workers(measure, samples, _workers_for(len(samples)), progress)):
+        if isinstance(found, str):
+            raise DataError(found)
+        counts[number] = found
         if problem is not None:
-            bad_images.append(f"{sample.id!r} ({problem})")
-        encoded = encode(sample, template, tokenizer, system_prompt)
-        images[number] = len(sample.images)
-        text_tokens[number] = len(encoded.token_ids) - len(sample.images)
-        supervised[number] = count_supervised(encoded.labels)
-        if supervised[number] == 0:
-            silent.append(repr(sample.id))
-        if progress is not None:
-            progress(number + 1, len(samples))
-
+            bad_images.append(problem)
+    index = SampleIndex(*counts.T.copy())
+    silent = [repr(samples[number].id) for number in np.flatnonzero(index.supervised == 0).tolist()]
     problems = []
     if bad_images:
         remedy = "set data.images to the folder that holds them, add the files, or remove the records"
@@ -88,20 +84,52 @@ def measure_samples(
         problems.append(listed(silent, len(samples), "hold no supervised token", remedy))
     if problems:
         raise DataError("\n".join(problems))
-    return SampleIndex(text_tokens, images, supervised)
+    return index
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """(what SampleIndex has of a sample or why it cannot be encoded, what is wrong with its images)."""
+
+    template: Template
+    tokenizer: PreTrainedTokenizerBase
+    system_prompt: str | None
+    root: Path | None
+
+    def __call__(self, sample: Sample) -> tuple[tuple[int, ...] | str, str | None]:
+        try:
+            encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
+        except DataError as problem:
+            return str(problem), None
+        problem_of_image = _image_problem(sample, self.root)
+        return measured(sample, encoded), None if problem_of_image is None else f"{sample.id!r} ({problem_of_image})"
+
+
+def measured(sample: Sample, encoded: Encoded) -> tuple[int, ...]:
+    """What SampleIndex has of a sample."""
+    images = len(sample.images)
+    text_tokens = len(encoded.token_ids) - images
+    return text_tokens, images, count_supervised(encoded.labels), int(lacks_guide(sample))
+
+
+def _workers_for(samples: int) -> int:
+    """Processes that measure so many samples: none where they would start for longer than they save."""
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)), samples // _SAMPLES_WORTH_A_WORKER)
 
 
 def _image_problem(sample: Sample, root: Path | None) -> str | None:
-    for path in sample.images:
+    for picture in sample.images:
+        if isinstance(picture, Member):
+            continue
         if root is None:
-            return f"{path}: data.images is not set"
+            return f"{picture}: data.images is not set"
         try:
-            file = resolve_image(root, path)
+            file = resolve_image(root, picture)
         except DataError:
-            return f"{path}: outside {root}"
+            return f"{picture}: outside {root}"
         # os.path, because pathlib raises on some paths (too long, no permission) where os.path says no.
         if not os.path.isfile(file):
-            return f"{path}: no such file in {root}"
+            return f"{picture}: no such file in {root}"
     return None
 
 

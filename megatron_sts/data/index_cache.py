@@ -1,4 +1,4 @@
-"""Keeps a sample index on disk, so that a resume or another rank need not tokenize the data again."""
+"""Keeps on disk where the records lie and how long they are, so that a resume or another rank reads none of them."""
 
 import hashlib
 import json
@@ -7,31 +7,42 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.index import Progress, SampleIndex, measure_samples
+from megatron_sts.data.index import SampleIndex, measure_samples
 from megatron_sts.data.lengths import Fitted, OverLong, fit_lengths
-from megatron_sts.data.sample import Sample
+from megatron_sts.data.stored_samples import StoredSamples, read_samples
 from megatron_sts.data.templates import Template
+from megatron_sts.data.workers import Progress
 from megatron_sts.errors import DataError
+from megatron_sts.records import RecordPlaces, content_key
 
 logger = logging.getLogger(__name__)
 
 # Raised by whoever changes what an index holds or how it is counted.
-_VERSION = 1
-_ARRAYS = ("text_tokens", "images", "supervised")
+_VERSION = 2
+_LENGTHS = tuple(one.name for one in fields(SampleIndex))
 # What numpy and zipfile raise on a file that is cut off or overwritten.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
+@dataclass(frozen=True)
+class MeasuredRecords:
+    """Where the records of some data lie, and how long they are."""
+
+    places: RecordPlaces
+    index: SampleIndex
+
+
 def prepare_index(
     path: Path,
-    data_file: Path,
-    samples: Sequence[Sample],
+    source: Path,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     system_prompt: str | None,
@@ -39,47 +50,52 @@ def prepare_index(
     visual_tokens: int,
     max_tokens: int,
     over_long: OverLong = "error",
-    progress: Progress | None = None,
+    check_count: Callable[[int], None] = lambda count: None,
+    progress: Progress = lambda done, total: None,
 ) -> Fitted:
-    """The `samples` of `data_file` that are trained on, and their index: from the cache at `path`, or built and left
-    there.
+    """The samples of `source`, a data file or a directory of shards, that are trained on, and their index: from the
+    cache at `path`, or found and left there.
 
     Lengths are fitted each time, since `visual_tokens` and `max_tokens` are not part of the cache's key; a
     changed compression does not tokenize again.
 
+    Args:
+        check_count: given the number of records before they are measured; may raise.
+
     Raises:
-        DataError: as `measure_samples` and `fit_lengths`.
+        DataError: as `read_samples`, `measure_samples` and `fit_lengths`.
     """
-    key = fingerprint(data_file, template, tokenizer, system_prompt, images_root)
-    index = load_or_build(
-        path, key, lambda: measure_samples(samples, template, tokenizer, system_prompt, images_root, progress)
-    )
-    fitted = fit_lengths(index, samples, template, tokenizer, system_prompt, visual_tokens, max_tokens, over_long)
+    arguments = (template, tokenizer, system_prompt)
+
+    def measure() -> MeasuredRecords:
+        samples = read_samples(source)
+        check_count(len(samples))
+        return MeasuredRecords(samples.places, measure_samples(samples, *arguments, images_root, progress))
+
+    found = load_or_build(path, source, fingerprint(source, *arguments, images_root), measure)
+    check_count(len(found.places))
+    samples = StoredSamples.all_of(found.places)
+    fitted = fit_lengths(found.index, samples, *arguments, visual_tokens, max_tokens, over_long)
     if not len(fitted.samples):
-        raise DataError(f"{data_file}: no sample fits into data.max_tokens {max_tokens}; raise it")
+        raise DataError(f"{source}: no sample fits into data.max_tokens {max_tokens}; raise it")
     return fitted
 
 
 def fingerprint(
-    data_file: Path,
+    source: Path,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     system_prompt: str | None,
     images_root: Path | None,
 ) -> str:
-    """A hash of all an index depends on: the data file's content, template, system prompt, tokenizer, folder.
+    """A hash of all an index depends on: the data, see `content_key`, template, system prompt, tokenizer, folder.
 
     Raises:
-        DataError: the data file cannot be read.
+        DataError: the data cannot be read.
     """
-    try:
-        with data_file.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{data_file}: cannot be read ({error}); give a readable data file") from error
     parts = {
         "version": _VERSION,
-        "data": content,
+        "data": content_key(source),
         "template": template.chat_template(system_prompt),
         "template_name": template.name,
         "tokenizer": _tokenizer_hash(tokenizer),
@@ -88,16 +104,16 @@ def fingerprint(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def load_or_build(path: Path, key: str, build: Callable[[], SampleIndex]) -> SampleIndex:
-    """The index cached at `path` under `key`; where there is none or a damaged one, `build()` makes it.
+def load_or_build(path: Path, source: Path, key: str, build: Callable[[], MeasuredRecords]) -> MeasuredRecords:
+    """What is cached of `source` at `path` under `key`; where there is nothing or it is damaged, `build()` makes it.
 
     A cache that cannot be written is logged and does not stop the run.
     """
-    index = _load(path, key)
-    if index is None:
-        index = build()
-        _save(path, key, index)
-    return index
+    found = _load(path, source, key)
+    if found is None:
+        found = build()
+        _save(path, key, found)
+    return found
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -107,32 +123,34 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
-def _load(path: Path, key: str) -> SampleIndex | None:
+def _load(path: Path, source: Path, key: str) -> MeasuredRecords | None:
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
                 return None
-            arrays = {name: stored[name] for name in _ARRAYS}
+            arrays = {name: stored[name] for name in stored.files}
+        places = RecordPlaces.from_arrays(source, arrays)
+        lengths = [arrays[name] for name in _LENGTHS]
     except _DAMAGE as error:
         logger.warning("the index cache %s is damaged (%s); building it again", path, error)
         return None
-    shapes = {array.shape for array in arrays.values()}
-    if len(shapes) != 1 or any(array.ndim != 1 or array.dtype != np.int32 for array in arrays.values()):
+    if any(array.shape != (len(places),) or array.dtype != np.int32 for array in lengths):
         logger.warning("the index cache %s holds no index; building it again", path)
         return None
-    return SampleIndex(**arrays)
+    return MeasuredRecords(places, SampleIndex(*lengths))
 
 
-def _save(path: Path, key: str, index: SampleIndex) -> None:
+def _save(path: Path, key: str, found: MeasuredRecords) -> None:
     temporary: str | None = None
+    arrays: dict[str, Any] = {name: getattr(found.index, name) for name in _LENGTHS} | found.places.arrays()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside its final place: a rename is atomic within one file system only.
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = file.name
-            np.savez(file, key=np.array(key), **{name: getattr(index, name) for name in _ARRAYS})
+            np.savez(file, key=np.array(key), **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -24,7 +24,7 @@ class FittedSamples(Sequence[Sample]):
     """
 
     samples: Sequence[Sample]
-    numbers: Sequence[int]
+    numbers: np.ndarray
     limits: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -37,7 +37,7 @@ class FittedSamples(Sequence[Sample]):
     def __getitem__(self, position: int | slice) -> Sample | Sequence[Sample]:
         if isinstance(position, slice):
             return [self[number] for number in range(*position.indices(len(self)))]
-        number = self.numbers[position]
+        number = int(self.numbers[position])
         sample = self.samples[number]
         return replace(sample, token_limit=self.limits[number]) if number in self.limits else sample
 
@@ -99,8 +99,8 @@ def fit_lengths(
     left_out = [number for number in numbers if number not in limits]
     is_left = np.ones(len(samples), dtype=bool)
     is_left[left_out] = False
-    left = np.flatnonzero(is_left).tolist()
-    fitted = SampleIndex(text_tokens, index.images, supervised).of(left)
+    left = np.flatnonzero(is_left)
+    fitted = replace(index, text_tokens=text_tokens, supervised=supervised).of(left)
     return Fitted(FittedSamples(samples, left, limits), fitted, tuple(limits), tuple(left_out))
 
 

@@ -1,64 +1,45 @@
-"""Reads conversations in LLaVA's json format, and says of every bad record what is wrong with it."""
+"""The conversation of a record in LLaVA's json format, or what is wrong with it."""
 
 import posixpath
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from megatron_sts.data.sample import IMAGE_TOKEN, Role, Sample, Turn
 from megatron_sts.errors import DataError
-from megatron_sts.records import read_records
+from megatron_sts.records import Member
 
 ROLES: dict[str, Role] = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant"}
-SHOWN_PROBLEMS = 10
+_HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class RecordError(DataError):
     """A record's first problem: the field, what was found, what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """A record that cannot be used. number: 0-based, in the file. id: as written; None where it has none."""
+def sample_of_record(number: int, record: Any, members: Sequence[Member] | None = None) -> Sample:
+    """The conversation of one record, whose id is its `number` where it has none; RecordError if it is bad.
 
-    number: int
-    id: str | None
-    problem: str
-
-    def __str__(self) -> str:
-        return f"record {self.number}{'' if self.id is None else f' (id {self.id!r})'}: {self.problem}"
-
-
-def read_llava_json(path: Path | str) -> list[Sample]:
-    """Every record of a `.json` file (one list) or a `.jsonl` file (one record a line).
-
-    Raises:
-        DataError: the file cannot be read, or some records are bad. All records are looked at; the message
-            lists the first ten bad ones and their number.
+    members: in a shard the record's pictures, which stand for the paths that it names; None: in a json file. In a shard
+    a list alone, of turns, is a record too.
     """
-    samples, bad = scan_llava_json(path)
-    if bad:
-        shown = "\n".join(f"  {record}" for record in bad[:SHOWN_PROBLEMS])
-        more = f" (the first {SHOWN_PROBLEMS})" if len(bad) > SHOWN_PROBLEMS else ""
-        raise DataError(f"{path}: {len(bad)} of {len(samples) + len(bad)} records cannot be used{more}:\n{shown}")
-    return samples
+    if members is None:
+        return _sample(number, record)
+    if isinstance(record, list):
+        record = {"conversations": record}
+    if not isinstance(record, dict):
+        return _sample(number, record)
+    named = record.get("image") or record.get("images")
+    count = len(named) if isinstance(named, list) else 1
+    if named and count != len(members):
+        raise RecordError(f"image: found {count} of them and {len(members)} pictures in the shard; pack it again")
+    others = {name: value for name, value in record.items() if name not in ("image", "images")}
+    sample = _sample(number, others | {"image": [str(place) for place in range(len(members))]})
+    return replace(sample, images=tuple(members))
 
 
-def scan_llava_json(path: Path | str) -> tuple[list[Sample], list[BadRecord]]:
-    """The good records of a file, and the bad ones with what is wrong; DataError where the file cannot be read."""
-    samples: list[Sample] = []
-    bad: list[BadRecord] = []
-    for number, record in enumerate(read_records(Path(path))):
-        try:
-            samples.append(sample_of_record(number, record))
-        except RecordError as problem:
-            name = record.get("id") if isinstance(record, dict) else None
-            bad.append(BadRecord(number, str(name) if isinstance(name, str | int) else None, str(problem)))
-    return samples, bad
-
-
-def sample_of_record(number: int, record: Any) -> Sample:
-    """The conversation of one record, whose id is its `number` where it has none; RecordError if it is bad."""
+def _sample(number: int, record: Any) -> Sample:
     if not isinstance(record, dict):
         raise RecordError(f"found a {type(record).__name__}; a record is an object with 'conversations'")
     identifier = record.get("id")
@@ -139,7 +120,7 @@ def _turn(field: str, entry: Any, paths: list[Any]) -> tuple[str, str]:
         text = "".join(_part(f"{field}.{content}[{number}]", part, paths) for number, part in enumerate(text))
     if not isinstance(text, str):
         raise RecordError(f"{field}.{content}: found {repr(text)[:80]}; give the turn's text")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _HALF_OF_A_PAIR.search(text):
         raise RecordError(f"{field}.{content}: found half of a surrogate pair, which is no character; mend the text")
     if ROLES.get(name) == "assistant" and not text.strip():
         raise RecordError(f"{field}.{content}: found an empty answer; write it or remove it and its question")

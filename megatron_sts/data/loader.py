@@ -5,11 +5,10 @@ from t on.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +34,7 @@ class MicroBatchLoader:
         cache_bytes: memory for decoded pictures, over all workers together; 0 decodes again in every epoch.
         guided: whether the words of the human turns go along, to choose visual tokens by.
         packed: where samples are packed, which of them form the micro-batches of a step; None: `micro` neighbours each.
+        own_images: of so many images of a micro-batch those that this rank reads; by default all.
 
     Raises:
         DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a worker process was lost.
@@ -58,6 +58,7 @@ class MicroBatchLoader:
         cache_bytes: int = 0,
         guided: bool = False,
         packed: MicroBatchesOfStep | None = None,
+        own_images: Callable[[int], range] = range,
     ) -> None:
         assert sampler.count == len(samples) and 0 <= first_step <= last_step
         self._image_token_id = image_token_id(tokenizer)
@@ -79,6 +80,7 @@ class MicroBatchLoader:
             PixelCache(cache_bytes // max(1, workers)),
             guided,
             packed,
+            own_images,
         )
         self._loader: DataLoader[RawMicroBatch | MegatronStsError] = DataLoader(
             dataset,
@@ -126,7 +128,8 @@ class MicroBatchLoader:
     def to_batches(self, step: list[RawMicroBatch], visual_tokens: int, length: int) -> list[Batch]:
         """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
         ids = (self._image_token_id, self._pad_token_id)
-        return [collate(items, visual_tokens, length, *ids, self._packed) for items in step]
+        pinned = torch.cuda.is_available()
+        return [collate(items, visual_tokens, length, *ids, self._packed, pinned) for items in step]
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
     cache: PixelCache
     guided: bool
     packed: MicroBatchesOfStep | None
+    own_images: Callable[[int], range]
 
     def __getitem__(self, number: int) -> RawMicroBatch | MegatronStsError:
         step, micro_batch = divmod(number, self.sampler.global_batch // (self.micro * self.data_size))
@@ -153,26 +157,37 @@ class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
         else:
             own = rank_slice(self.sampler.samples_of_step(step), self.data_rank, self.data_size, self.micro)
         try:
-            return [self._item(index) for index in own[micro_batch]]
+            return self._items(own[micro_batch])
         except MegatronStsError as error:
             # Raised in a worker, it would reach the user wrapped in that process's traceback.
             return error
 
-    def _item(self, index: int) -> RawItem:
-        sample = self.samples[index]
+    def _items(self, indices: Sequence[int]) -> RawMicroBatch:
+        samples = [self.samples[index] for index in indices]
+        share = self.own_images(sum(len(sample.images) for sample in samples))
+        items: RawMicroBatch = []
+        first = 0
+        for index, sample in zip(indices, samples, strict=True):
+            is_own = [number in share for number in range(first, first + len(sample.images))]
+            items.append(self._item(int(index), sample, is_own))
+            first += len(sample.images)
+        return items
+
+    def _item(self, index: int, sample: Sample, is_own: Sequence[bool]) -> RawItem:
         encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
         guide = encode_guide(sample, self.tokenizer) if self.guided else []
+        reader = self.reader
+        if reader is None:
+            return RawItem(encoded, None, index, guide)
         try:
-            return RawItem(encoded, self._pixels(sample), int(index), guide)
+            pictures = [
+                self.cache.get(picture, reader.read) if own else None
+                for picture, own in zip(sample.images, is_own, strict=True)
+            ]
         except DataError as error:
-            assert self.reader is not None
-            pictures = [self.reader.blank() for _ in sample.images]
-            return RawItem(encoded, pictures, int(index), guide, problem=str(error)).blank()
-
-    def _pixels(self, sample: Sample) -> list[Tensor] | None:
-        if self.reader is None:
-            return None
-        return [self.cache.get(path, self.reader.read) for path in sample.images]
+            pictures = [reader.blank() if own else None for own in is_own]
+            return RawItem(encoded, pictures, index, guide, problem=str(error)).blank()
+        return RawItem(encoded, pictures, index, guide)
 
 
 def _unchanged(item: RawMicroBatch | MegatronStsError) -> RawMicroBatch | MegatronStsError:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_sts.data.index import Progress
-from megatron_sts.data.llava_json import read_llava_json
 from megatron_sts.data.pictures import check_is_file, resolve_image
+from megatron_sts.data.stored_samples import read_samples
+from megatron_sts.data.workers import Progress
 from megatron_sts.errors import DataError
-from megatron_sts.records import read_records
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ def pack(
     """
     if output.exists():
         raise DataError(f"{output}: exists already; remove it or choose another directory")
-    samples, records = read_llava_json(data_file), read_records(data_file)
-    if images_root is None and any(sample.images for sample in samples):
-        raise DataError(f"{data_file}: names images; give the folder that holds them (--images)")
+    if data_file.is_dir():
+        raise DataError(f"{data_file}: is a directory; give a .json or a .jsonl file")
+    samples = read_samples(data_file)
     root = None if images_root is None else images_root.resolve()
     partial = output.with_name(f"{output.name}.partial")
     try:
@@ -54,16 +53,19 @@ def pack(
         partial.mkdir(parents=True)
         shards: dict[str, int] = {}
         images, written, shard = 0, 0, None
-        for number, (record, sample) in enumerate(zip(records, samples, strict=True)):
-            files = [] if root is None else [resolve_image(root, path) for path in sample.images]
+        for number, sample in enumerate(samples):
+            if root is None and sample.images:
+                raise DataError(f"{data_file}: names images; give the folder that holds them (--images)")
+            files = [] if root is None else [resolve_image(root, str(path)) for path in sample.images]
+            record, _ = samples.places.read(number)
             shard = shard or _Shard(partial / f"shard-{len(shards):06d}.tar")
             shard.add(f"{number:09d}", record, files)
             images += len(files)
-            if shard.size >= shard_bytes or number + 1 == len(records):
+            if shard.size >= shard_bytes or number + 1 == len(samples):
                 shards[shard.path.name] = shard.close()
                 written, shard = written + shard.path.stat().st_size, None
             if progress is not None:
-                progress(number + 1, len(records))
+                progress(number + 1, len(samples))
         _describe(partial, shards)
         partial.rename(output)
     except OSError as error:

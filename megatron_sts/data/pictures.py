@@ -1,5 +1,6 @@
 """From an image file, whatever is in it, to a picture in RGB: converted, or refused by name."""
 
+import io
 import stat
 import struct
 import warnings
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from megatron_sts.data.sample import Picture
 from megatron_sts.errors import DataError
+from megatron_sts.records import Member
 
 # Pillow has readers for some forty formats, and starts programs for a few of them.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -53,8 +56,24 @@ def resolve_image(root: Path, relative_path: str) -> Path:
     return file
 
 
-def check_is_file(file: Path) -> None:
+def find_picture(root: Path | None, picture: Picture) -> Path | Member:
+    """The file of a picture: in its shard, or below the image folder `root`, which must be resolved already.
+
+    Raises DataError where there is no folder, and as `resolve_image`.
+    """
+    if isinstance(picture, Member):
+        return picture
+    if root is None:
+        raise DataError(f"image {picture!r}: no folder is given; give that of the images (data.images, --images)")
+    return resolve_image(root, picture)
+
+
+def check_is_file(file: Path | Member) -> None:
     """Raise DataError where there is no such file, or a folder, a pipe or a device, or nothing in it."""
+    if isinstance(file, Member):
+        if file.size == 0:
+            raise DataError(f"{file}: is empty; pack it again with the picture, or without the record")
+        return
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -67,14 +86,14 @@ def check_is_file(file: Path) -> None:
         raise DataError(f"{file}: is empty; replace the file or remove the records that name it")
 
 
-def read_picture(file: Path, max_pixels: int = LARGEST_PIXELS, pads: bool = False) -> Image.Image:
+def read_picture(file: Path | Member, max_pixels: int = LARGEST_PIXELS, pads: bool = False) -> Image.Image:
     """The picture of a file, in RGB.
 
     Turned as its camera says; of an animation the first frame; transparency is dropped, as Hugging Face's processors
     drop it; of 16 bits the upper 8.
 
     Args:
-        file: links followed, see `resolve_image`.
+        file: links followed, see `find_picture`.
         max_pixels: a picture with more pixels is refused before it is decoded.
         pads: the picture will be padded to a square, whose pixels count.
 
@@ -83,11 +102,12 @@ def read_picture(file: Path, max_pixels: int = LARGEST_PIXELS, pads: bool = Fals
             FORMATS.
     """
     check_is_file(file)
+    content = io.BytesIO(file.read()) if isinstance(file, Member) else file
     try:
         with warnings.catch_warnings():
             # Of sizes, which are checked here, and of damage that Pillow repairs.
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as picture:
+            with Image.open(content, formats=FORMATS) as picture:
                 _check_size(file, picture.size, max_pixels, pads)
                 return _in_rgb(file, picture.format, ImageOps.exif_transpose(picture))
     except Image.UnidentifiedImageError:
@@ -101,7 +121,7 @@ def read_picture(file: Path, max_pixels: int = LARGEST_PIXELS, pads: bool = Fals
         ) from error
 
 
-def _check_size(file: Path, size: tuple[int, int], max_pixels: int, pads: bool) -> None:
+def _check_size(file: Path | Member, size: tuple[int, int], max_pixels: int, pads: bool) -> None:
     width, height = size
     short, long = sorted(size)
     if long * (long if pads else short) > max_pixels:
@@ -116,7 +136,7 @@ def _check_size(file: Path, size: tuple[int, int], max_pixels: int, pads: bool) 
         )
 
 
-def _in_rgb(file: Path, image_format: str | None, picture: Image.Image) -> Image.Image:
+def _in_rgb(file: Path | Member, image_format: str | None, picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or (picture.mode == "I" and image_format in ("PNG", "PPM")):
         # Pillow would take every value above 255 for white.
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_sts.data.sample import Picture
+
 
 class PixelCache:
     """Holds the first pictures that fit `capacity_bytes`; 0 holds none.
@@ -17,15 +19,15 @@ class PixelCache:
     def __init__(self, capacity_bytes: int) -> None:
         self._room = capacity_bytes
         # Arrays, not tensors: a tensor sent to another process stays in shared memory while it is held here.
-        self._pictures: dict[str, np.ndarray] = {}
+        self._pictures: dict[Picture, np.ndarray] = {}
 
-    def get(self, path: str, read: Callable[[str], Tensor]) -> Tensor:
-        """The picture of `path`, from memory or through `read`; always a tensor of the caller's own."""
-        held = self._pictures.get(path)
+    def get(self, picture: Picture, read: Callable[[Picture], Tensor]) -> Tensor:
+        """The pixels of a picture, from memory or through `read`; always a tensor of the caller's own."""
+        held = self._pictures.get(picture)
         if held is not None:
             return torch.from_numpy(held.copy())
-        pixels = read(path)
+        pixels = read(picture)
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
-            self._pictures[path] = pixels.numpy().copy()
+            self._pictures[picture] = pixels.numpy().copy()
         return pixels

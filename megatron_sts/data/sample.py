@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_sts.records import Member
+
 IMAGE_TOKEN = "<image>"
 
 Role = Literal["human", "assistant"]
+Picture = str | Member
+"""A path relative to the image folder, or a file in a shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +25,12 @@ class Sample:
     """A conversation as its author wrote it, before any template.
 
     Contract: turns alternate, human first and assistant last; the human turns hold as many `<image>` marks as
-    `images` holds paths, in the same order. `read_llava_json` checks this, templates and `encode` rely on it.
+    `images` has pictures, in the same order. `sample_of_record` checks this, templates and `encode` rely on it.
     """
 
     id: str
     turns: tuple[Turn, ...]
-    images: tuple[str, ...]
-    """Paths relative to the image folder."""
+    images: tuple[Picture, ...]
     system: str | None = None
     """System prompt of this conversation, which goes before the recipe's and the template's; None: it has none."""
     token_limit: int | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchEncoding
 
+from megatron_sts.arguments import DTYPES
 from megatron_sts.data import IMAGE_TOKEN, ImageReader, PixelCache, Turn, adds_special_tokens, placed_images
 from megatron_sts.errors import ConfigError, ConversionError
 
@@ -16,8 +17,6 @@ from megatron_sts.errors import ConfigError, ConversionError
 _PIXEL_CACHE_BYTES = 256 * 2**20
 # Requests whose lengths fall into one stretch of so many tokens count as equally long.
 _LENGTH_STEP = 16
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 Progress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
@@ -48,8 +47,8 @@ def choose_dtype(device: str, name: str = "auto") -> str:
     A CPU with AVX2 alone multiplies matrices of prompt length five times slower in bfloat16; those that do it in
     hardware (AMX, AVX512-BF16) may be asked for it.
     """
-    if name not in DTYPES:
-        raise ConfigError(f"--dtype: found {name!r}; choose from {', '.join(DTYPES)}")
+    if name not in ("auto", *DTYPES):
+        raise ConfigError(f"--dtype: found {name!r}; choose from auto, {', '.join(DTYPES)}")
     if name != "auto":
         return name
     return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_sts.data import IMAGE_TOKEN, Turn, read_llava_json
+from megatron_sts.data import IMAGE_TOKEN, Turn, read_samples
 from megatron_sts.errors import DataError
 from megatron_sts.evaluation.records import RecordError, make_all, read_records
 
@@ -104,13 +104,14 @@ def image_paths(record: dict[str, Any]) -> tuple[str, ...]:
 
 def _from_conversations(path: Path) -> list[Question]:
     questions = []
-    for sample in read_llava_json(path):
+    for sample in read_samples(path):
         for position, turn in enumerate(sample.turns):
             if turn.role == "assistant":
                 before = sample.turns[:position]
                 shown = sum(earlier.text.count(IMAGE_TOKEN) for earlier in before)
                 name = f"{sample.id}-{position // 2}"
-                questions.append(Question(name, sample.images[:shown], before, turn.text, system=sample.system))
+                images = tuple(map(str, sample.images[:shown]))
+                questions.append(Question(name, images, before, turn.text, system=sample.system))
     repeated = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
     if repeated:
         raise DataError(

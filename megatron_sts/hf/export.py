@@ -46,8 +46,6 @@ from megatron_sts.hf.report import REPORT_FILE, Kind, TensorReport, TensorRow
 from megatron_sts.hf.shards import ShardWriter, shard_bytes
 from megatron_sts.hf.training_checkpoint import TensorReader
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:

@@ -83,4 +83,4 @@ def _batch(inputs: Mapping[str, Tensor], image_token: int) -> Batch:
         image_samples=torch.zeros(1, 2, dtype=torch.int64),
         guides=torch.zeros(1, 0, dtype=torch.int64),
     )
-    return batch.on_device(torch.cuda.current_device(), range(1))
+    return batch.on_device(torch.cuda.current_device())

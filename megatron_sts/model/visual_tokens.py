@@ -61,7 +61,7 @@ class VisualTokens:
            ranks hold the same chunk, and each gets it.
 
         Contract: planning/costs.py counts the tower as shared out; model/build.py marks its gradients as shares to
-        be put together; train/step.py hands over the pixels of `Place.own_images` alone.
+        be put together; the batch has the pixels of `Place.own_images` alone.
         """
         count, size = batch.image_rows.size(0), self.group.size()
         chunks = [self.chunk(batch.tokens.size(1), rank) for rank in range(size)]

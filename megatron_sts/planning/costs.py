@@ -13,7 +13,7 @@ from megatron_sts.sts import ModelSizes, StepFlops, scored_tokens, step_flops
 
 def images_per_sample(stage: StageConfig) -> int:
     """Images that planning gives every sample: one, or none where the stage has no images."""
-    return 0 if stage.data.images is None else 1
+    return int(stage.data.has_images)
 
 
 def planned_length(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> int:

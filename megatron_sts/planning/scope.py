@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from megatron_sts.config import Recipe, StageConfig, check_world, newest_run
 from megatron_sts.errors import ConfigError
-from megatron_sts.records import read_records
+from megatron_sts.records import find_records
 from megatron_sts.sts import StagePlanner, check_sample_count, resolve_skip_groups, stage_steps
 
 
@@ -37,7 +37,7 @@ def resolve(recipe: Recipe, data_parallel: int) -> tuple[Recipe, Recipe | None]:
 def planned_stages(recipe: Recipe) -> list[PlannedStage]:
     """Every stage of a recipe.
 
-    A data file that is there is counted, else `data.samples` is taken. Raises DataError where the file cannot be
+    Data that is there is counted, else `data.samples` is taken. Raises DataError where the file cannot be
     read, ConfigError where `samples` differs from it or where neither is there and the plan depends on it.
     """
     return [_planned(stage) for stage in recipe.stages]
@@ -45,8 +45,8 @@ def planned_stages(recipe: Recipe) -> list[PlannedStage]:
 
 def _planned(stage: StageConfig) -> PlannedStage:
     samples = stage.data.samples
-    if stage.data.train.is_file():
-        samples = len(read_records(stage.data.train))
+    if stage.data.train.exists():
+        samples = len(find_records(stage.data.train))
         check_sample_count(stage, samples)
     if samples is not None:
         return PlannedStage(stage, samples, stage_steps(stage, samples))

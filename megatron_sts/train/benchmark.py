@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data import IGNORED_LABEL, Batch, Encoded, RawItem, collate
-from megatron_sts.parallel.device import device_name, peak_memory_bytes, reset_peak_memory, synchronize
+from megatron_sts.parallel.device import device_name, has_gpu, peak_memory_bytes, reset_peak_memory, synchronize
 from megatron_sts.parallel.groups import Place, start_groups
 from megatron_sts.parallel.sequence import padded_length
 from megatron_sts.sts import StagePlanner, StepPlan, step_flops
@@ -92,7 +92,7 @@ class Stepper:
         assert stage.data.text_tokens is not None
         self._recipe, self._stage, self._place = recipe, stage, place
         self._text_tokens: int = stage.data.text_tokens
-        self._images = 0 if stage.data.images is None else 1
+        self._images = int(stage.data.has_images)
         self.parts = prepare_stage(recipe, stage, total_steps, Start(None, 0, resumes=False), place)
         self._micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
         self._generator = torch.Generator().manual_seed(recipe.seed + place.data_rank)
@@ -136,15 +136,17 @@ class Stepper:
         """Micro-batches of random tokens and noise, one picture first where the stage has pictures."""
         size = self._recipe.architecture.vision.image_size
         image_token = self._recipe.architecture.language.vocabulary_size - 1
+        share = self._place.own_images(self._stage.batch.micro * self._images)
         for _ in range(self._micro_batches):
             items: list[RawItem] = []
             for _ in range(self._stage.batch.micro):
                 text = torch.randint(0, image_token, (self._text_tokens,), generator=self._generator).tolist()
                 images = [image_token] * self._images
-                pictures = [torch.rand(3, size, size, generator=self._generator) for _ in images]
+                own = self._place.first_stage and len(items) in share
+                noise = [torch.rand(3, size, size, generator=self._generator) if own else None for _ in images]
                 encoded = Encoded(images + text, [IGNORED_LABEL] * self._images + text)
-                items.append(RawItem(encoded, pictures if self._place.first_stage else None, len(items), text))
-            yield collate(items, plan.visual_tokens, length, image_token, pad_token_id=0)
+                items.append(RawItem(encoded, noise, len(items), text))
+            yield collate(items, plan.visual_tokens, length, image_token, pad_token_id=0, pinned=has_gpu())
 
 
 def _figures(run: Run, stepper: Stepper) -> dict[str, float]:

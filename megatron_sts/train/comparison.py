@@ -1,7 +1,7 @@
 """What a benchmark compares, and what its figures say. No torch: the program that starts the ranks needs it too."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig
@@ -38,8 +38,8 @@ WAYS: dict[str, Callable[[StageConfig], StageConfig]] = {
 class Comparison:
     """What is compared and how often.
 
-    stage: of training. ways: of WAYS, dense among them. plans: steps, spread over the stage, that are timed, each
-    `repeats` times. warm_up: untimed steps of each way.
+    stage: of training. ways: of `changes`, dense among them. plans: steps, spread over the stage, that are timed, each
+    `repeats` times. warm_up: untimed steps of each way. changes: what a way makes of the stage, by name.
     """
 
     stage: str
@@ -47,10 +47,11 @@ class Comparison:
     plans: int = 6
     repeats: int = 2
     warm_up: int = 1
+    changes: Mapping[str, Callable[[StageConfig], StageConfig]] = field(default_factory=lambda: WAYS)
 
     def recipe_of(self, way: str, recipe: Recipe) -> Recipe:
         """The recipe whose plan a way follows, for the stage that is compared; ConfigError where it does not fit."""
-        return resolve_skip_groups(recipe.model_copy(update={"stages": (WAYS[way](recipe.stage(self.stage)),)}))
+        return resolve_skip_groups(recipe.model_copy(update={"stages": (self.changes[way](recipe.stage(self.stage)),)}))
 
     def total_steps(self, recipe: Recipe) -> int:
         """Steps of the stage, from the recipe alone; ConfigError where it has not the sizes."""
@@ -68,10 +69,10 @@ class Comparison:
 
 def check_comparison(comparison: Comparison, recipe: Recipe) -> None:
     """Raise ConfigError, naming the option or the field, where the comparison cannot be made."""
-    ways = comparison.ways
-    if any(way not in WAYS for way in ways) or "dense" not in ways or len(set(ways)) != len(ways) or len(ways) < 2:
+    ways, known = comparison.ways, comparison.changes
+    if any(way not in known for way in ways) or "dense" not in ways or len(set(ways)) != len(ways) or len(ways) < 2:
         raise ConfigError(
-            f"--compare is '{','.join(ways)}'; give dense and at least one other, each once, of {', '.join(WAYS)}"
+            f"--compare is '{','.join(ways)}'; give dense and at least one other, each once, of {', '.join(known)}"
         )
     for option, value in (("plans", comparison.plans), ("repeats", comparison.repeats)):
         if value < 1:
@@ -95,7 +96,7 @@ def check_compression(comparison: Comparison, recipe: Recipe) -> None:
             f"stages.{stage.name}.compress keeps every visual token or makes new ones; --suite compression compares "
             "ways to select: set its strategy to uniform, random or text_guided"
         )
-    if stage.trains != ("projector",) or stage.data.images is None:
+    if stage.trains != ("projector",) or not stage.data.has_images:
         raise ConfigError(
             f"stages.{stage.name} trains {', '.join(stage.trains)}, with data.images {stage.data.images}; --suite "
             "compression measures alignment on pictures: set trains: [projector] and data.images"

@@ -42,9 +42,7 @@ def measure_compression(recipe: Recipe, stage_name: str, total_steps: int, repea
     ours = model.visual
     assert ours is not None
     plain = PlainVisualTokens(ours.vision, ours.projector, ours.language, ours.group, ours.tensor, ours.config)
-    batch = next(stepper.batches(plan, stepper.length(plan)))
-    share = place.own_images(batch.image_rows.size(0))
-    batch = batch.on_device(torch.cuda.current_device(), share)
+    batch = next(stepper.batches(plan, stepper.length(plan))).on_device(torch.cuda.current_device())
     same = torch.tensor(float((ours.projected_rows(batch, plan)[0] - plain.projected_rows(batch, plan)[0]).abs().max()))
     assert same < 1e-2, "both ways make the same embeddings"
 

@@ -55,7 +55,7 @@ class Quarantine:
         Raises:
             DataError: on all ranks, there are more than `data.max_bad_records`.
         """
-        if self._stage.data.images is None:
+        if not self._stage.data.has_images:
             return frozenset()
         problems = {item.sample_index: item.problem for items in raw for item in items if item.problem is not None}
         if self._on_any_rank([index in problems for index in indices]):

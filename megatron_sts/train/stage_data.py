@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -17,12 +18,10 @@ from megatron_sts.data import (
     StepSampler,
     cut_by_length,
     find_template,
-    lacks_guide,
     load_image_processor,
     load_tokenizer,
     prepare_index,
     rank_slice,
-    read_llava_json,
     with_tail,
 )
 from megatron_sts.parallel.groups import Place
@@ -83,16 +82,13 @@ class StageData:
 
     def without_guide(self) -> int:
         """Samples whose visual tokens are to be chosen by words that they do not have; `uniform` steps in."""
-        return sum(map(lacks_guide, self.samples)) if self._guided else 0
+        return int(self.index.lacks_guide.sum()) if self._guided else 0
 
     def _measure(self) -> Fitted:
         stage = self._stage
-        samples = read_llava_json(stage.data.train)
-        check_sample_count(stage, len(samples))
         return prepare_index(
             self._recipe.output_dir / "index" / f"{stage.name}.npz",
             stage.data.train,
-            samples,
             self._template,
             self.tokenizer,
             stage.data.system_prompt,
@@ -100,6 +96,7 @@ class StageData:
             StagePlanner(self._recipe, stage, 1, 1.0).most_visual_tokens(),
             stage.data.max_tokens,
             stage.data.over_long,
+            partial(check_sample_count, stage),
         )
 
     def shape(self, plan: StepPlan) -> StepShape:
@@ -152,8 +149,9 @@ class StageData:
     def batches(self, place: Place, first_step: int) -> Iterator[list[Batch] | None]:
         """This rank's micro-batches of each step from `first_step` on; None on middle pipeline stages.
 
-        Only the first stage reads pictures; the last reads tokens for their labels. Records whose pictures cannot be
-        read are blank on all ranks (train/quarantine.py), which is settled by all of them together.
+        Only the first stage reads pictures, each rank those that its tower sees; the last reads tokens for their
+        labels. Records whose pictures cannot be read are blank on all ranks (train/quarantine.py), which is settled by
+        all of them together.
         """
         quarantine = Quarantine(self._recipe, self._stage, self.samples, first_step)
         loader = self._loader(place, first_step) if place.first_stage or place.last_stage else None
@@ -170,7 +168,7 @@ class StageData:
     def _loader(self, place: Place, first_step: int) -> MicroBatchLoader:
         stage, vision = self._stage, self._recipe.architecture.vision
         reader = None
-        if place.first_stage and stage.data.images is not None:
+        if place.first_stage and stage.data.has_images:
             processor = load_image_processor(
                 self._recipe.model.vision, vision.family, vision.image_size, stage.data.image_aspect_ratio
             )
@@ -191,6 +189,7 @@ class StageData:
             _CACHED_PIXELS_BYTES,
             guided=self._guided,
             packed=self.micro_batches if stage.data.packing else None,
+            own_images=place.own_images,
         )
 
 

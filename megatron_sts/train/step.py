@@ -152,7 +152,7 @@ class TrainStep:
             chunk.set_plan(plan)
             wrapped.begin_step(parameters_of_skipped(chunk.language.decoder.layers), self._optimizer.freezes_skipped)
         self._optimizer.zero_grad()
-        held = [None] * micro_batches if batches is None else [self._own_part(batch) for batch in batches]
+        held = [None] * micro_batches if batches is None else [_on_device(batch) for batch in batches]
         apart = [None] * micro_batches if segments is None else segments
         # The interleaved schedule reads the micro-batches once for each of this rank's chunks.
         iterators = [zip(held, apart, strict=True) for _ in self._wrapped]
@@ -167,10 +167,6 @@ class TrainStep:
         )
         return self._sum(losses, micro_batches, stop, saves)
 
-    def _own_part(self, batch: Batch) -> Batch:
-        share = self._place.own_images(batch.image_rows.size(0))
-        return batch.on_device(torch.cuda.current_device(), share)
-
     @torch.no_grad()
     def run_without_gradients(self, plan: StepPlan, batch: Batch | None, micro: int, length: int) -> None:
         """One forward pass of every rank over a micro-batch, in training mode, that changes no weight."""
@@ -179,7 +175,7 @@ class TrainStep:
             if chunk.vision is not None:
                 chunk.vision.eval()
             chunk.set_plan(plan)
-        held = None if batch is None else self._own_part(batch)
+        held = None if batch is None else _on_device(batch)
         # The interleaved schedule takes a multiple of the pipeline stages.
         micro_batches = self._place.pipeline_size
         iterators = [iter([(held, None)] * micro_batches) for _ in self._wrapped]
@@ -229,6 +225,10 @@ class TrainStep:
             max(reason for reason in StopReason if asked[reason]),
             saving > 0,
         )
+
+
+def _on_device(batch: Batch) -> Batch:
+    return batch.on_device(torch.cuda.current_device())
 
 
 def _forward_step(

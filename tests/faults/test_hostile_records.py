@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megatron_sts.data import TEMPLATES, encode, read_llava_json
+from megatron_sts.data import TEMPLATES, encode, read_samples
 from megatron_sts.data.tokenizer import load_tokenizer
 from megatron_sts.errors import MegatronStsError
 from tests.faults.mangling import mangled, meet
@@ -40,7 +40,7 @@ def test_mangled_records_give_a_typed_error_or_a_sample(tmp_path, all_faults, re
     def check(record: Any) -> None:
         file.write_text(json.dumps([record]))
         try:
-            for sample in read_llava_json(file):
+            for sample in read_samples(file):
                 encode(sample, TEMPLATES["vicuna_v1"], tokenizer, "")
                 outcomes["sample"] += 1
         except MegatronStsError:

@@ -1,7 +1,8 @@
-"""Every row of docs/benchmarks.md: python -m tests.gpu.benchmark --output DIR [--part bf16|fp8|linear] [key=value ...]
+"""Every row of docs/benchmarks.md: python -m tests.gpu.benchmark --output DIR --part bf16|fp8|linear|profile
 
-Runs tools/benchmark.py once for each setting, dense and sparse side by side in one run, and writes results.json and
-table.md. Parts write into one directory, so that each can be run by itself; the table has all that is there.
+Each stage is timed in a process of its own (tests/gpu/measure.py), all its settings in turn; what one has measured is
+written before the next begins. Parts write into one directory, results.json and table.md; the table has all that is
+there. profile: a step under torch's profiler for each goal that was missed, profile_*.txt.
 """
 
 import argparse
@@ -13,29 +14,16 @@ from typing import Any
 
 import torch
 
-from tests.gpu.figures import Row, determination, rows_of, table
+from tests.gpu.figures import Row, determination, rows_of, table, to_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "examples" / "benchmark_h200" / "sts.yaml"
-SETTINGS: dict[str, tuple[str, list[str]]] = {
-    "576 tokens": ("align", ["stages.align.compress.keep_ratio=1.0"]),
-    "288 tokens": ("align", ["stages.align.compress.keep_ratio=0.5"]),
-    "144 tokens": ("align", []),
-    "36 tokens": ("align", ["stages.align.compress.keep_ratio=0.0625"]),
-    "alpha 0.0": ("tune", ["stages.tune.skip.alpha=0.0"]),
-    "alpha 0.5": ("tune", []),
-    "alpha 1.0": ("tune", ["stages.tune.skip.alpha=1.0", "stages.tune.skip.epsilon=0.0"]),
-    "alpha 1.0, 144 tokens": (
-        "tune",
-        [
-            "stages.tune.skip.alpha=1.0",
-            "stages.tune.skip.epsilon=0.0",
-            "stages.tune.compress={strategy: uniform, keep_ratio: 0.25}",
-        ],
-    ),
+RUNS = {
+    "bf16": [("align", "bf16"), ("tune", "bf16")],
+    "fp8": [("align", "fp8"), ("tune", "fp8")],
+    "linear": [("linear", "bf16")],
 }
-"""Settings by name: the stage, and how the recipe is changed for it."""
-ALPHAS = (0.0, 0.25, 0.5, 0.75)
+"""By part: what is measured, one process each, as (part of tests/gpu/settings.py, precision)."""
 
 
 def measured_ceiling(size: int = 8192, repeats: int = 20) -> float:
@@ -53,76 +41,99 @@ def measured_ceiling(size: int = 8192, repeats: int = 20) -> float:
     return 2 * size**3 / sorted(times)[repeats // 2]
 
 
-def run(recipe: Path, stage: str, overrides: list[str], plans: int, repeats: int, timeout: int) -> dict[str, Any]:
-    """One result of tools/benchmark.py."""
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--config", str(recipe), "--compare", "dense,sts"]
-    command += ["--stage", stage, "--plans", str(plans), "--repeats", str(repeats), "--warm-up", "2", *overrides]
-    done = subprocess.run(command, stdout=subprocess.PIPE, cwd=ROOT, timeout=timeout, check=True)
-    return json.loads(done.stdout)
+class Driver:
+    """Starts the measuring processes and keeps what they found."""
+
+    def __init__(self, options: argparse.Namespace):
+        self._options = options
+        self._file: Path = options.output / "results.json"
+        self.results: dict[str, Any] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self.failed: list[str] = []
+
+    def measure(self, part: str, precision: str) -> None:
+        """Time a part, and add it to the results."""
+        result = self._options.output / f"{part}_{precision}.json"
+        amounts = [
+            f"--{name}={value}"
+            for name, value in (("plans", self._options.plans), ("repeats", self._options.repeats))
+            if value is not None
+        ]
+        if self._run(part, precision, result, amounts):
+            self.results.setdefault("measured", {})[f"{part}|{precision}"] = json.loads(result.read_text())
+            self.keep()
+
+    def profile(self, stage: str, setting: str, precision: str) -> None:
+        """One step of a setting under the profiler."""
+        words = "_".join([stage, *setting.replace(",", "").split(), precision])
+        if self._run(stage, precision, self._options.output / f"profile_{words}.txt", ["--profile", setting]):
+            print(f"profile of {stage}, {setting}, {precision}: profile_{words}.txt", flush=True)
+
+    def _run(self, part: str, precision: str, result: Path, arguments: list[str]) -> bool:
+        command = [sys.executable, "-m", "tests.gpu.measure", str(self._options.recipe), part, str(result), *arguments]
+        command += [f"precision={precision}", *self._options.overrides]
+        try:
+            subprocess.run(command, cwd=ROOT, timeout=self._options.timeout, check=True)
+        except subprocess.SubprocessError as error:
+            self.failed.append(f"{part}, {precision}")
+            print(f"{part}, {precision}: not measured ({error})", file=sys.stderr, flush=True)
+            return False
+        return True
+
+    def keep(self) -> None:
+        """Write what there is, whole or not at all."""
+        for name, text in (
+            ("results.json", json.dumps(self.results, indent=1)),
+            ("table.md", report(self.results) + "\n"),
+        ):
+            partial = self._options.output / f"{name}.partial"
+            partial.write_text(text)
+            partial.replace(self._options.output / name)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the parts that are asked for; returns 1 where a setting could not be measured."""
+    """Measure the parts that are asked for; returns 1 where something could not be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--part", choices=["bf16", "fp8", "linear"], default="bf16")
+    parser.add_argument("--part", choices=[*RUNS, "profile"], default="bf16")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
-    parser.add_argument("--plans", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--timeout", type=int, default=300, help="seconds that one setting may take")
+    parser.add_argument("--plans", type=int, help="steps of a stage that are timed")
+    parser.add_argument("--repeats", type=int, help="times that each of them is timed")
+    parser.add_argument("--timeout", type=int, default=260, help="seconds that one process may take (default 260)")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / "results.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    if "ceiling" not in results and torch.cuda.is_available():
-        results["ceiling"] = measured_ceiling()
-    failed = []
-    for name, precision, stage, overrides in _settings(options.part):
-        try:
-            found = run(
-                options.recipe, stage, [*overrides, *options.overrides], options.plans, options.repeats, options.timeout
-            )
-        except (subprocess.SubprocessError, json.JSONDecodeError) as error:
-            failed.append(name)
-            print(f"{name}, {precision}: not measured ({error})", file=sys.stderr, flush=True)
-            continue
-        results.setdefault("measured", {})[f"{name}|{precision}"] = found
-        file.write_text(json.dumps(results, indent=1))
-    text = report(results)
-    (options.output / "table.md").write_text(text + "\n")
-    print(text)
-    return 1 if failed else 0
+    driver = Driver(options)
+    if "ceiling" not in driver.results and torch.cuda.is_available():
+        driver.results["ceiling"] = measured_ceiling()
+        driver.keep()
+    if options.part == "profile":
+        for row in to_profile(rows(driver.results)):
+            driver.profile(*row)
+    else:
+        for part, precision in RUNS[options.part]:
+            driver.measure(part, precision)
+    print(report(driver.results))
+    return 1 if driver.failed else 0
 
 
-def _settings(part: str) -> list[tuple[str, str, str, list[str]]]:
-    """(name, precision, stage, overrides) of a part's settings."""
-    if part == "linear":
-        change = "stages.tune.skip={{alpha: {}, schedule: constant, selection: balanced}}"
-        return [(f"constant {alpha}", "bf16", "tune", [change.format(alpha)]) for alpha in ALPHAS]
-    precision = [] if part == "bf16" else ["precision=fp8"]
-    return [(name, part, stage, [*changes, *precision]) for name, (stage, changes) in SETTINGS.items()]
+def rows(results: dict[str, Any]) -> list[Row]:
+    """The rows of the stages, those of the line left out."""
+    measured = ([*key.split("|"), result] for key, result in results.get("measured", {}).items())
+    return [row for part, precision, result in measured if part != "linear" for row in rows_of(result, precision)]
 
 
 def report(results: dict[str, Any]) -> str:
-    """The table of all that was measured, dense rows once."""
-    rows: list[Row] = []
-    points: list[tuple[float, float]] = []
-    for key, result in results.get("measured", {}).items():
-        name, precision = key.split("|")
-        if name.startswith("constant"):
-            points.append((result["runs"]["sts"]["layers_skipped"], result["runs"]["sts"]["step_time_s"]))
-            continue
-        for row in rows_of(result, name, precision):
-            if not any((row.stage, row.setting, row.precision) == (r.stage, r.setting, r.precision) for r in rows):
-                rows.append(row)
+    """The table of all that was measured."""
     ceiling = results.get("ceiling")
-    text = table(rows, ceiling or float("nan"))
-    if len(points) > 2:
+    text = table(rows(results), ceiling or float("nan"))
+    line = results.get("measured", {}).get("linear|bf16")
+    if line is not None:
+        points = [(run["layers_skipped"], run["step_time_s"]) for run in line["runs"].values()]
         text += f"\n\nStep time against layers skipped: R² = {determination(*map(list, zip(*points, strict=True))):.4f}"
     if ceiling:
         text += f"\n\nMatrix product of bf16, measured: {ceiling / 1e12:.0f} TFLOP/s"
-    return text
+    on = sorted({f"{result['runs_on']}; {result['layers']} layers" for result in results.get("measured", {}).values()})
+    return "\n\n".join([text, *on])
 
 
 if __name__ == "__main__":

@@ -5,16 +5,28 @@ Prints one json object. Also runs on a CPU, at the size of the recipe.
 
 import hashlib
 import json
+import math
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import profile
 
 from megatron_sts.config import Recipe, load_recipe
+from megatron_sts.data import IGNORED_LABEL
+from megatron_sts.model.precision import Machine, check_machine, what_runs
 from megatron_sts.parallel.device import has_gpu
 from megatron_sts.parallel.groups import start_groups, stop_groups
+from megatron_sts.parallel.sequence import length_multiple
 from megatron_sts.sts import StagePlanner
 from megatron_sts.train.benchmark import Stepper
+from megatron_sts.train.checkpoint import load_checkpoint
+from megatron_sts.train.checkpoint_save import CheckpointSave
+from tests.gpu.kernels import activities, kernels_of, products
 
 
 def _stepper(recipe: Recipe, stage: str, steps: int) -> tuple[Stepper, StagePlanner]:
@@ -56,10 +68,132 @@ def frozen(recipe: Recipe, steps: int) -> dict[str, Any]:
     return {"frozen": len(before), "unchanged": digest() == before, "gradients": len(gradients)}
 
 
-CHECKS = {"memory": memory, "frozen": frozen}
+def weight_gradients(recipe: Recipe, steps: int) -> dict[str, Any]:
+    """Matrix products of the language model: of a forward pass, and of passes with gradients, frozen and trained.
+
+    Each product of the forward pass has one for the gradient of its input, and where its weight is trained one more.
+    """
+    found = {}
+    for stage, name in (("align", "frozen"), ("tune", "trained")):
+        stepper, planner = _stepper(recipe, stage, steps)
+        (chunk,) = stepper.parts.chunks
+        chunk.set_plan(planner.dense_plan(0))
+        size = (stepper.length(planner.dense_plan(0)), recipe.stage(stage).batch.micro)
+        hidden = torch.randn(*size, chunk.config.hidden_size, device=torch.cuda.current_device())
+        hidden = hidden.to(chunk.config.params_dtype).requires_grad_()
+
+        def forward(hidden: Tensor = hidden, chunk: Any = chunk) -> Tensor:
+            return chunk.language(input_ids=None, position_ids=None, attention_mask=None, decoder_input=hidden)
+
+        # What is made once, kernels chosen and caches filled, does not count.
+        forward().float().square().mean().backward()
+        found[name] = _products_of(lambda forward=forward: forward().float().square().mean().backward())
+        with torch.no_grad():
+            found["forward"] = _products_of(forward)
+    return found
+
+
+def _products_of(run: Callable[[], object]) -> int:
+    with profile(activities=activities()) as recorded:
+        run()
+        torch.cuda.synchronize()
+    return products(kernels_of(recorded))
+
+
+def padding(recipe: Recipe, steps: int) -> dict[str, Any]:
+    """How much loss and gradients change with the padded length, and, to compare with, with other samples.
+
+    The distance of two gradients over the length of the first, all trained parameters taken as one vector.
+    """
+    stepper, planner = _stepper(recipe, "tune", steps)
+    plan = planner.dense_plan(0)
+    length = stepper.length(plan)
+    one, other = (list(stepper.batches(plan, length)) for _ in range(2))
+    more = length_multiple(recipe) * math.ceil(64 / length_multiple(recipe))
+    longer = [
+        replace(
+            batch,
+            tokens=F.pad(batch.tokens, (0, more), value=0),
+            labels=F.pad(batch.labels, (0, more), value=IGNORED_LABEL),
+        )
+        for batch in one
+    ]
+
+    def gradients(batches: list[Any]) -> tuple[float, Tensor]:
+        sums = stepper.parts.step.forward_backward(
+            plan, batches, len(batches), recipe.stage("tune").batch.micro, batches[0].tokens.size(1)
+        )
+        grads = [parameter.main_grad.flatten() for parameter in stepper.parts.chunks[0].parameters() if _has(parameter)]
+        return sums.loss, torch.cat(grads).clone()
+
+    def _has(parameter: Any) -> bool:
+        return parameter.requires_grad and hasattr(parameter, "main_grad")
+
+    (loss, gradient), (padded_loss, padded), (_, of_others) = map(gradients, (one, longer, other))
+    return {
+        "added": more,
+        "loss": abs(padded_loss - loss) / abs(loss),
+        "gradient": float((padded - gradient).norm() / gradient.norm()),
+        "gradient_of_others": float((of_others - gradient).norm() / gradient.norm()),
+    }
+
+
+def quick(recipe: Recipe, steps: int) -> dict[str, Any]:
+    """Some steps with all layers and with some skipped, a checkpoint, and the same steps again from it.
+
+    losses, again: of the steps after the checkpoint. moved: whether a layer that ran has moved; still: whether the
+    skipped ones have not.
+    """
+    stepper, planner = _stepper(recipe, "tune", 2 * steps + 1)
+    dense = planner.dense_plan(0)
+    skipping = replace(dense, skipped_layers=frozenset({1, 2}))
+    layers = stepper.parts.chunks[0].language.decoder.layers
+
+    def run(stepper: Stepper) -> list[float]:
+        generator = torch.Generator().manual_seed(1)
+        stepper._generator = generator
+        losses = []
+        for step in range(steps):
+            plan = skipping if step % 2 else dense
+            batches = list(stepper.batches(plan, stepper.length(plan)))
+            micro = recipe.stage("tune").batch.micro
+            losses.append(stepper.parts.step.run(plan, batches, len(batches), micro, stepper.length(plan)).loss)
+        return losses
+
+    def weights() -> list[Tensor]:
+        return [torch.cat([p.detach().float().flatten() for p in layer.parameters()]) for layer in layers]
+
+    first = run(stepper)
+    path = CheckpointSave(recipe, "tune", steps, stepper.parts.state(), copies=False).finish()
+    losses = run(stepper)
+    before = weights()
+    batches = list(stepper.batches(skipping, stepper.length(skipping)))
+    stepper.parts.step.run(skipping, batches, len(batches), recipe.stage("tune").batch.micro, stepper.length(skipping))
+    moved = [not torch.equal(old, new) for old, new in zip(before, weights(), strict=True)]
+    again, _ = _stepper(recipe, "tune", 2 * steps + 1)
+    load_checkpoint(path, again.parts.chunks, again.parts.optimizer, steps)
+    return {
+        "runs_on": what_runs(recipe),
+        "first": first,
+        "losses": losses,
+        "again": run(again),
+        "moved": moved[0] and all(moved[3:]),
+        "still": not any(moved[1:3]),
+    }
+
+
+CHECKS = {
+    "memory": memory,
+    "frozen": frozen,
+    "weight_gradients": weight_gradients,
+    "padding": padding,
+    "quick": quick,
+}
 
 if __name__ == "__main__":
     check, path, count = sys.argv[1:]
-    found = CHECKS[check](load_recipe(path, check_files=False), int(count))
+    wanted = load_recipe(path, check_files=False)
+    check_machine(wanted, Machine.here())
+    found = CHECKS[check](wanted, int(count))
     stop_groups()
     print(json.dumps(found))

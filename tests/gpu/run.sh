@@ -1,10 +1,19 @@
 #!/usr/bin/env bash
 # Every check and benchmark that needs a GPU, on a machine that has one:
 #
-#     bash tests/gpu/run.sh [checks] [bf16] [fp8] [linear] [-- key=value ...]      all parts without a name
+#     bash tests/gpu/run.sh [part ...] [-- key=value ...]      all parts, in this order, without a name
 #
-# Each part ends within PART_TIMEOUT seconds (3600). Results go to $OUT, runs/gpu where it is not set: checks.xml,
-# results.json, table.md. Overrides after -- change the benchmark's recipe: an H100 of 80 GB holds 8 layers,
+#   quick      some steps in each precision, with skipped layers, saved and gone on with; what is installed
+#   bf16, fp8  the benchmark's two stages, dense and sparse side by side: results.json, table.md
+#   training   padding, frozen parts and their kernels, memory, two ranks on one GPU
+#   losses     FP8 against bf16 over 300 steps
+#   repeats    a run again, and a stopped run gone on with, bitwise
+#   linear     step time against the layers skipped
+#   profile    where the time of a step goes, for each goal that bf16 and fp8 have missed: profile_*.txt
+#
+# A part is ended after PART_TIMEOUT seconds (540), so that it fits a slot of 10 minutes; what it has found by then is
+# kept. Results go to $OUT, runs/gpu where it is not set: PART.log, PART.xml of the checks, and those named above.
+# Overrides after -- change the benchmark's recipe: an H100 of 80 GB holds 8 layers,
 # `-- model.architecture.language.layers=8`.
 # WHEELS=DIR: a machine without network, whose Python has torch: what DIR holds is put in front of it, in .site.
 set -euo pipefail
@@ -12,28 +21,30 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 cd -- "$root"
 out=${OUT:-runs/gpu}
 mkdir -p -- "$out"
+all=(quick bf16 fp8 training losses repeats linear profile)
 
 parts=() overrides=()
 while [ $# -gt 0 ]; do
-    case $1 in
-        checks | bf16 | fp8 | linear) parts+=("$1") ;;
-        --)
+    case " ${all[*]} " in
+        *" $1 "*) parts+=("$1") ;;
+        *)
+            [ "$1" = -- ] || {
+                printf 'error: %s is no part; give some of %s\n' "$1" "${all[*]}" >&2
+                exit 2
+            }
             shift
             overrides=("$@")
             break
             ;;
-        *)
-            printf 'error: %s is no part; give checks, bf16, fp8, linear\n' "$1" >&2
-            exit 2
-            ;;
     esac
     shift
 done
-[ ${#parts[@]} -gt 0 ] || parts=(checks bf16 fp8 linear)
+[ ${#parts[@]} -gt 0 ] || parts=("${all[@]}")
 
 if [ -n "${WHEELS:-}" ]; then
-    if [ ! -d .site ]; then
-        python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target .site "$WHEELS"/*.whl
+    if [ ! -e .site/installed ]; then
+        python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target .site "$WHEELS"/*.whl
+        touch .site/installed
     fi
     export PYTHONPATH=$root/.site:$root
     python=python3
@@ -51,16 +62,23 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
 fi
 # One queue, so that communication starts before the product that it overlaps.
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
+# Sequence lengths change from step to step: blocks that grow leave less between them unused.
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+"$python" docker/versions.py gpu 2>&1 | tee "$out/versions.txt" || true
+nvidia-smi >>"$out/versions.txt" 2>&1 || true
 
 failed=()
 for part in "${parts[@]}"; do
-    echo "== $part"
-    if [ "$part" = checks ]; then
-        command=(-m pytest tests/gpu/test_training.py -v -rs "--junitxml=$out/checks.xml")
-    else
-        command=(-m tests.gpu.benchmark --part "$part" --output "$out" "${overrides[@]}")
-    fi
-    timeout --kill-after=30 "${PART_TIMEOUT:-3600}" "$python" "${command[@]}" || failed+=("$part")
+    echo "== $part ($(date +%H:%M:%S))"
+    case $part in
+        quick | training | losses | repeats)
+            command=(-m pytest "tests/gpu/test_$part.py" -p no:cacheprovider -v -rs "--junitxml=$out/$part.xml")
+            ;;
+        *) command=(-m tests.gpu.benchmark --part "$part" --output "$out" "${overrides[@]}") ;;
+    esac
+    # An interrupt, at which pytest still writes down what has passed.
+    timeout --signal=INT --kill-after=30 "${PART_TIMEOUT:-540}" "$python" "${command[@]}" 2>&1 |
+        tee "$out/$part.log" || failed+=("$part")
 done
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}; results in $out" >&2

@@ -17,7 +17,8 @@ from megatron_sts.config import Recipe
 from megatron_sts.parallel.groups import start_groups
 from megatron_sts.sts import StagePlanner
 from megatron_sts.train.benchmark import Stepper
-from megatron_sts.train.checkpoint import load_checkpoint, save_checkpoint
+from megatron_sts.train.checkpoint import load_checkpoint
+from megatron_sts.train.checkpoint_save import CheckpointSave
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
@@ -72,7 +73,7 @@ def _train(recipe: Recipe, stand_in: bool, save_at: int | None = None) -> dict[s
         stepper, planner = _stepper(recipe)
         for step in range(4):
             if step == save_at:
-                path = save_checkpoint(recipe, "tune", step, stepper.parts.chunks, stepper.parts.optimizer)
+                path = CheckpointSave(recipe, "tune", step, stepper.parts.state(), copies=False).finish()
                 generator = stepper._generator
                 stepper, planner = _stepper(recipe)
                 stepper._generator = generator

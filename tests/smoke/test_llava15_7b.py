@@ -32,7 +32,6 @@ EXAMPLE = ROOT / "examples" / "llava15_7b"
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "TORCH_COMPILE_DISABLE": "1",
-    "PYTHONWARNINGS": "ignore",
     "PYTHONPATH": str(ROOT),
 }
 VISION = {"hidden_size": 32, "ffn_hidden_size": 64, "layers": 3, "attention_heads": 4, "image_size": 56}

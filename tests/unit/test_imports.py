@@ -11,8 +11,8 @@ PACKAGE = ROOT / "megatron_sts"
 # A file may import what stands on its own level (inside one package) or on a level before it.
 LEVELS = (
     ("errors",),
-    ("versions", "config", "records", "arguments"),
-    ("sts",),
+    ("versions", "config", "arguments", "heavy_imports"),
+    ("records", "sts"),
     ("parallel",),
     ("planning",),
     ("data",),

@@ -296,6 +296,11 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["stages.tune.data.packing=true", "parallel.context=2"],
         ["stages.tune.data.packing is true", "parallel.context 2", "packing: false or context: 1"],
     ),
+    (
+        "check_shards",
+        ["stages.tune.data.train=data/shards", "stages.tune.data.images=data"],
+        ["stages.tune.data.images is 'data'", "'data/shards' is a directory of shards", "remove images"],
+    ),
 ]
 
 # Overrides that stand at a limit, or that look odd, and are right.

@@ -59,6 +59,16 @@ def test_without_pixels_the_layout_is_the_same() -> None:
     assert torch.equal(with_pixels.image_starts, without.image_starts)
 
 
+def test_pictures_of_other_ranks_have_slots_and_no_pixels() -> None:
+    encoded = Encoded([IMAGE, IMAGE, 5], [-100, -100, 5])
+    items = [RawItem(encoded, [None, picture(2)]), RawItem(encoded, [picture(3), None])]
+    batch = collate(items, 2, 6, IMAGE, PAD)
+    assert batch.pixels is not None and batch.pixels[:, 0, 0, 0].tolist() == [2, 3]
+    assert batch.image_rows.tolist() == [0, 0, 1, 1]
+    blank = items[0].blank().pictures
+    assert blank is not None and blank[0] is None and blank[1] is not None and not blank[1].any()
+
+
 def test_text_alone_has_no_images() -> None:
     batch = collate([RawItem(Encoded([1, 5], [-100, 5]), [])], 2, 4, IMAGE, PAD)
     assert batch.pixels is None

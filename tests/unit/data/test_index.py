@@ -36,12 +36,13 @@ def test_counts_by_hand(word_tokenizer: PreTrainedTokenizerFast, make_sample: Ma
     assert index.images.tolist() == [1, 0, 2]
     assert index.supervised.tolist() == [3, 2, 2]
     assert len(index) == 3
-    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert index.lacks_guide.tolist() == [0, 0, 1]
+    assert calls == [(3, 3)]
     assert all(array.dtype == np.int32 for array in (index.text_tokens, index.images, index.supervised))
 
 
 def test_lengths_grow_with_the_visual_tokens() -> None:
-    index = SampleIndex(*(np.array(values, dtype=np.int32) for values in ([5, 6], [2, 0], [1, 1])))
+    index = SampleIndex(*(np.array(values, dtype=np.int32) for values in ([5, 6], [2, 0], [1, 1], [0, 0])))
     assert index.lengths(1).tolist() == [7, 6]
     assert index.lengths(576).tolist() == [1157, 6]
     assert index.of([1, 0, 1]).lengths(576).tolist() == [6, 1157, 6]

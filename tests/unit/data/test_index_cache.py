@@ -1,65 +1,80 @@
 """Shows that a cached index is used only for what it was made from, and that a damaged one is made again."""
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from megatron_sts.data import TEMPLATES, Sample, SampleIndex, fingerprint, load_or_build, prepare_index
+from megatron_sts.data import TEMPLATES, Fitted, SampleIndex, fingerprint, load_or_build, prepare_index
+from megatron_sts.data.index_cache import MeasuredRecords
 from megatron_sts.errors import DataError
+from megatron_sts.records import find_records
 
 VICUNA = TEMPLATES["vicuna_v1"]
 
 
-def numbers(*values: int) -> SampleIndex:
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A file of three records."""
+    path = tmp_path / "data.json"
+    path.write_text("[1, 22, 333]")
+    return path
+
+
+def numbers(data: Path, *values: int) -> MeasuredRecords:
     array = np.array(values, dtype=np.int32)
-    return SampleIndex(array, array + 1, array + 2)
+    return MeasuredRecords(find_records(data), SampleIndex(array, array + 1, array + 2, array + 3))
 
 
 class Builder:
-    """Builds a fixed index and counts how often it was asked."""
+    """Builds fixed figures and counts how often it was asked."""
 
-    def __init__(self, index: SampleIndex) -> None:
-        self.index = index
+    def __init__(self, found: MeasuredRecords) -> None:
+        self.found = found
         self.calls = 0
 
-    def __call__(self) -> SampleIndex:
+    def __call__(self) -> MeasuredRecords:
         self.calls += 1
-        return self.index
+        return self.found
 
 
-def same(one: SampleIndex, other: SampleIndex) -> bool:
-    fields = ("text_tokens", "images", "supervised")
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in fields)
+def same(one: MeasuredRecords, other: MeasuredRecords) -> bool:
+    names = ("text_tokens", "images", "supervised", "lacks_guide")
+    return (
+        [one.places.read(number) for number in range(3)] == [other.places.read(number) for number in range(3)]
+    ) and all(np.array_equal(getattr(one.index, name), getattr(other.index, name)) for name in names)
 
 
-def test_the_second_call_reads_what_the_first_built(tmp_path: Path) -> None:
-    build = Builder(numbers(1, 2, 3))
+def test_the_second_call_reads_what_the_first_built(tmp_path: Path, data: Path) -> None:
+    build = Builder(numbers(data, 1, 2, 3))
     path = tmp_path / "new" / "index.npz"
-    assert same(load_or_build(path, "key", build), numbers(1, 2, 3))
-    loaded = load_or_build(path, "key", build)
+    assert same(load_or_build(path, data, "key", build), numbers(data, 1, 2, 3))
+    loaded = load_or_build(path, data, "key", build)
     assert build.calls == 1
-    assert same(loaded, numbers(1, 2, 3)) and loaded.images.dtype == np.int32
+    assert same(loaded, numbers(data, 1, 2, 3)) and loaded.index.images.dtype == np.int32
     assert [file.name for file in path.parent.iterdir()] == ["index.npz"]
 
 
-def test_another_key_builds_again_and_replaces(tmp_path: Path) -> None:
+def test_another_key_builds_again_and_replaces(tmp_path: Path, data: Path) -> None:
     path = tmp_path / "index.npz"
-    load_or_build(path, "old", Builder(numbers(1)))
-    assert same(load_or_build(path, "new", Builder(numbers(5))), numbers(5))
-    untouched = Builder(numbers(9))
-    assert same(load_or_build(path, "new", untouched), numbers(5)) and untouched.calls == 0
+    load_or_build(path, data, "old", Builder(numbers(data, 1, 2, 3)))
+    assert same(load_or_build(path, data, "new", Builder(numbers(data, 5, 6, 7))), numbers(data, 5, 6, 7))
+    untouched = Builder(numbers(data, 9, 9, 9))
+    assert same(load_or_build(path, data, "new", untouched), numbers(data, 5, 6, 7)) and untouched.calls == 0
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text", "other arrays", "pickled"])
-def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text", "other arrays", "fewer lengths", "pickled"])
+def test_a_damaged_cache_is_built_again(tmp_path: Path, data: Path, damage: str) -> None:
     path = tmp_path / "index.npz"
-    load_or_build(path, "key", Builder(numbers(*range(500))))
+    load_or_build(path, data, "key", Builder(numbers(data, 1, 2, 3)))
     whole = path.read_bytes()
     if damage == "other arrays":
         np.savez(path, key=np.array("key"), text_tokens=np.zeros(2), images=np.zeros(3), supervised=np.zeros(2))
+    elif damage == "fewer lengths":
+        load_or_build(path, data, "other", Builder(numbers(data, 1, 2)))
+        path.write_bytes(_with_key(path, "key"))
     elif damage == "pickled":
         unsafe = np.array([{}], dtype=object)
         np.savez(path, key=np.array("key"), text_tokens=unsafe, images=unsafe, supervised=unsafe)
@@ -68,20 +83,27 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
             {
                 "empty": b"",
                 "cut": whole[: len(whole) // 2],
-                "flipped": whole[:1000] + bytes(64) + whole[1064:],
+                "flipped": whole[:300] + bytes(64) + whole[364:],
                 "text": b"not an archive",
             }[damage]
         )
-    again = Builder(numbers(7, 8))
-    assert same(load_or_build(path, "key", again), numbers(7, 8))
+    again = Builder(numbers(data, 7, 8, 9))
+    assert same(load_or_build(path, data, "key", again), numbers(data, 7, 8, 9))
     assert again.calls == 1
-    assert same(load_or_build(path, "key", again), numbers(7, 8)) and again.calls == 1
+    assert same(load_or_build(path, data, "key", again), numbers(data, 7, 8, 9)) and again.calls == 1
 
 
-def test_a_cache_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def _with_key(path: Path, key: str) -> bytes:
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    np.savez(path, **(arrays | {"key": np.array(key)}))
+    return path.read_bytes()
+
+
+def test_a_cache_that_cannot_be_written_is_logged(tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "index.npz"
-    assert same(load_or_build(path, "key", Builder(numbers(1))), numbers(1))
+    assert same(load_or_build(path, data, "key", Builder(numbers(data, 1, 2, 3))), numbers(data, 1, 2, 3))
     assert "cannot be written" in caplog.text
 
 
@@ -115,34 +137,26 @@ def test_the_fingerprint_does_not_change_when_the_tokenizer_was_used(
 
 
 def test_a_data_file_that_cannot_be_read_is_named(tmp_path: Path, word_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DataError, match=r"none\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"none\.json: no such file"):
         fingerprint(tmp_path / "none.json", VICUNA, word_tokenizer, None, None)
 
 
-def test_a_cached_index_is_still_checked_for_length(
-    tmp_path: Path, word_tokenizer: PreTrainedTokenizerFast, make_sample: Callable[..., Sample]
+def test_a_cached_index_is_still_checked_for_length_and_count(
+    tmp_path: Path, word_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    data, path = tmp_path / "data.json", tmp_path / "index.npz"
-    data.write_text("[]")
-    samples = [make_sample("Sure?", "yes", id="a")]
+    source, path = tmp_path / "data.json", tmp_path / "index.npz"
+    turns = [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "yes"}]
+    source.write_text(json.dumps([{"conversations": turns}]))
+    counts: list[int] = []
     progress: list[int] = []
 
-    def prepare(max_tokens: int) -> SampleIndex:
-        return prepare_index(
-            path,
-            data,
-            samples,
-            VICUNA,
-            word_tokenizer,
-            "",
-            None,
-            4,
-            max_tokens,
-            progress=lambda done, _: progress.append(done),
-        ).index
+    def prepare(max_tokens: int) -> Fitted:
+        arguments = (path, source, VICUNA, word_tokenizer, "", None, 4, max_tokens)
+        return prepare_index(*arguments, check_count=counts.append, progress=lambda done, _: progress.append(done))
 
-    assert prepare(6).lengths(4).tolist() == [6]
+    assert prepare(6).index.lengths(4).tolist() == [6]
+    assert [sample.turns[1].text for sample in prepare(6).samples] == ["yes"]
     with pytest.raises(DataError, match=r"data\.max_tokens 5"):
         prepare(5)
     # Tokenized once only.
-    assert progress == [1]
+    assert progress == [1] and set(counts) == {1}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megatron_sts.data import Turn, read_llava_json, scan_llava_json
+from megatron_sts.data import Turn, read_samples, scan_records
 from megatron_sts.errors import DataError
 
 QUESTION = {"from": "human", "value": "<image>\nWhat digit?"}
@@ -21,12 +21,12 @@ def write(tmp_path: Path, records: Any, name: str = "data.json") -> Path:
 
 def message_for(tmp_path: Path, record: Any) -> str:
     with pytest.raises(DataError) as caught:
-        read_llava_json(write(tmp_path, [record]))
+        read_samples(write(tmp_path, [record]))
     return str(caught.value)
 
 
 def test_reads_single_images_lists_of_images_and_text_only_records(tmp_path: Path) -> None:
-    samples = read_llava_json(
+    samples = read_samples(
         write(
             tmp_path,
             [
@@ -60,7 +60,7 @@ def test_jsonl_is_one_record_a_line_with_unicode_separators_inside_strings(tmp_p
     ]
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join([*lines[:2], "", lines[2]]) + "\n", encoding="utf-8")
-    samples = read_llava_json(path)
+    samples = read_samples(path)
     assert [sample.id for sample in samples] == ["0", "1", "2"]
     assert samples[2].turns[1].text == "one\u2028line"
 
@@ -137,13 +137,13 @@ def test_an_id_that_is_no_name_is_refused(tmp_path: Path) -> None:
 
 def test_a_path_that_stays_inside_may_hold_dots(tmp_path: Path) -> None:
     record = {"image": "a/../b..png", "conversations": [QUESTION, ANSWER]}
-    assert read_llava_json(write(tmp_path, [record]))[0].images == ("a/../b..png",)
+    assert read_samples(write(tmp_path, [record]))[0].images == ("a/../b..png",)
 
 
 def test_all_bad_records_are_counted_and_ten_are_listed(tmp_path: Path) -> None:
     good = {"image": "a.png", "conversations": [QUESTION, ANSWER]}
     with pytest.raises(DataError) as caught:
-        read_llava_json(write(tmp_path, [good, *({"id": f"bad{i}"} for i in range(12)), good]))
+        read_samples(write(tmp_path, [good, *({"id": f"bad{i}"} for i in range(12)), good]))
     message = str(caught.value)
     assert "12 of 14 records cannot be used (the first 10)" in message
     assert [f"bad{i}'" in message for i in range(12)] == [True] * 10 + [False] * 2
@@ -165,19 +165,19 @@ def test_a_file_that_is_no_llava_json_is_refused(tmp_path: Path, name: str, cont
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError, match="data") as caught:
-        read_llava_json(path)
+        read_samples(path)
     assert str(path) in str(caught.value) and expected in str(caught.value)
 
 
 def test_a_missing_or_unreadable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        read_llava_json(tmp_path / "none.json")
+        read_samples(tmp_path / "none.json")
     (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
     with pytest.raises(DataError, match="UTF-8"):
-        read_llava_json(tmp_path / "latin.json")
+        read_samples(tmp_path / "latin.json")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(DataError, match="cannot be read"):
-        read_llava_json(tmp_path / "folder.json")
+    with pytest.raises(DataError, match="found a folder"):
+        read_samples(tmp_path / "folder.json")
 
 
 def conversation(*turns: tuple[str, str]) -> list[dict[str, str]]:
@@ -186,14 +186,14 @@ def conversation(*turns: tuple[str, str]) -> list[dict[str, str]]:
 
 def test_a_first_system_turn_is_the_samples_system_prompt(tmp_path: Path) -> None:
     turns = conversation(("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello"))
-    (sample,) = read_llava_json(write(tmp_path, [{"conversations": turns}]))
+    (sample,) = read_samples(write(tmp_path, [{"conversations": turns}]))
     assert sample.system == "Be brief."
     assert sample.turns == (Turn("human", "Hi"), Turn("assistant", "Hello"))
 
 
 def test_pictures_of_a_record_without_marks_stand_before_its_first_turn(tmp_path: Path) -> None:
     turns = conversation(("human", "What?"), ("gpt", "two"), ("human", "Sure?"), ("gpt", "yes"))
-    one, two = read_llava_json(
+    one, two = read_samples(
         write(
             tmp_path,
             [{"image": "a.png", "conversations": turns}, {"images": ["a.png", "b.png"], "conversations": turns}],
@@ -211,7 +211,7 @@ def test_the_messages_form_of_hugging_face_is_read(tmp_path: Path) -> None:
         {"role": "user", "content": parts},
         {"role": "assistant", "content": "yes"},
     ]
-    (sample,) = read_llava_json(write(tmp_path, [{"id": 3, "messages": messages}]))
+    (sample,) = read_samples(write(tmp_path, [{"id": 3, "messages": messages}]))
     assert (sample.id, sample.system, sample.images) == ("3", "Be brief.", ("a.png",))
     assert sample.turns == (Turn("human", "Is <image> red?"), Turn("assistant", "yes"))
 
@@ -263,7 +263,7 @@ def test_a_bad_system_prompt_or_message_is_named(tmp_path: Path, record: dict[st
 
 def test_a_scan_gives_the_good_records_and_the_bad_ones(tmp_path: Path) -> None:
     good = {"conversations": conversation(("human", "Hi"), ("gpt", "Hello"))}
-    samples, bad = scan_llava_json(write(tmp_path, [{"id": 5}, good, 7]))
+    samples, bad = scan_records(write(tmp_path, [{"id": 5}, good, 7]))
     assert [sample.id for sample in samples] == ["1"]
     assert [(record.number, record.id) for record in bad] == [(0, "5"), (2, None)]
     assert str(bad[1]).startswith("record 2: found a int")

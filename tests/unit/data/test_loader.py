@@ -4,6 +4,8 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from megatron_sts.data import (
     MicroBatchLoader,
     Sample,
     StepSampler,
+    Turn,
     encode,
     image_token_id,
     load_image_processor,
 )
 from megatron_sts.errors import ConfigError, DataError
+from megatron_sts.parallel.exchange import own_share
 
 VICUNA = TEMPLATES["vicuna_v1"]
 WORDS = ["two", "five", "yes", "no", "two five", "five two", "yes no", "no yes"]
@@ -149,6 +153,35 @@ def test_the_cache_spares_reading(
 def test_a_rank_without_reader_loads_no_pixels(make_loader: Callable[..., MicroBatchLoader]) -> None:
     with_pixels, without = content(make_loader()), content(make_loader(reader=None))
     assert [[[(tokens, None) for tokens, _ in items] for items in step] for step in with_pixels] == without
+
+
+def test_ranks_that_share_a_micro_batch_read_each_picture_once(
+    make_loader: Callable[..., MicroBatchLoader], samples: list[Sample], image_folder: Path
+) -> None:
+    # Two pictures in the last sample, so that a share may end inside of one.
+    last = samples[7]
+    samples[7] = replace(last, images=("7.png", "6.png"), turns=(Turn("human", "<image><image>"), *last.turns[1:]))
+    (image_folder / "6.png").write_text("not a picture")
+    alone = [item for step in make_loader(micro=4, last_step=2) for items in step for item in items]
+    ranks = []
+    for rank in range(3):
+        share = partial(own_share, rank=rank, size=3)
+        loader = make_loader(micro=4, last_step=2, own_images=share)
+        raw = list(loader)
+        ranks.append([item for step in raw for items in step for item in items])
+        for step in raw:
+            (batch,) = loader.to_batches(step, visual_tokens=3, length=40)
+            own = share(batch.image_rows.size(0))
+            assert (0 if batch.pixels is None else batch.pixels.size(0)) == len(own)
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert whole.pictures is not None
+        for place, picture in enumerate(whole.pictures):
+            held = [part.pictures[place] for part in parts if part.pictures and part.pictures[place] is not None]
+            (own,) = held
+            # A sample is blank at once on the rank that cannot read a picture of it; the others are told.
+            assert torch.equal(own, picture) or any(part.problem for part in parts)
+        problems = [part.problem for part in parts if part.problem is not None]
+        assert problems == ([] if whole.problem is None else [whole.problem])
 
 
 def test_batches_have_the_slots_and_the_length_asked_for(

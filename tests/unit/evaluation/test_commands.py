@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from megatron_sts import evaluation
 from tools import evaluate as evaluate_command
 from tools import generate as generate_command
 
@@ -32,7 +33,7 @@ def test_evaluate_says_what_an_interruption_leaves(
         raise KeyboardInterrupt
 
     tool = evaluate_command
-    monkeypatch.setattr(tool, "evaluate", stop)
+    monkeypatch.setattr(evaluation, "evaluate", stop)
     arguments = ["--model", "model", "--data", "q.jsonl"]
     assert tool.main([*arguments, "--predictions", "a.jsonl"]) == 130
     assert "answers so far are in a.jsonl; the same command goes on" in capsys.readouterr().err

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from megatron_sts.arguments import QUESTION_FORMATS
 from megatron_sts.errors import DataError
-from megatron_sts.evaluation.formats import detect_format
+from megatron_sts.evaluation.formats import FORMATS, detect_format
 
 CONVERSATION = {"id": "1", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]}
 
@@ -47,3 +48,7 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
         detect_format(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         detect_format(tmp_path / "nowhere.jsonl")
+
+
+def test_the_commands_offer_exactly_these_formats() -> None:
+    assert tuple(FORMATS) == QUESTION_FORMATS

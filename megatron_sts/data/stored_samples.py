@@ -1,0 +1,86 @@
+"""The conversations of a data file or of shards, each read when it is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from megatron_sts.data.llava_json import RecordError, sample_of_record
+from megatron_sts.data.sample import Sample
+from megatron_sts.errors import DataError
+from megatron_sts.records import RecordPlaces, find_records
+from megatron_sts.records.record_places import Members
+
+_SHOWN_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class StoredSamples(Sequence[Sample]):
+    """Conversations that lie in files. numbers: of the records that they are."""
+
+    places: RecordPlaces
+    numbers: np.ndarray
+
+    @classmethod
+    def all_of(cls, places: RecordPlaces) -> "StoredSamples":
+        """One sample for each record. Contract: all of them are good; `scan_records` tells."""
+        return cls(places, np.arange(len(places)))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, position: int) -> Sample: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, position: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(position, slice):
+            return StoredSamples(self.places, self.numbers[position])
+        number = int(self.numbers[position])
+        return sample_of_record(number, *self.places.read(number))
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that cannot be used. number: 0-based, in the data. id: as written; None where it has none."""
+
+    number: int
+    id: str | None
+    problem: str
+
+    def __str__(self) -> str:
+        return f"record {self.number}{'' if self.id is None else f' (id {self.id!r})'}: {self.problem}"
+
+
+def read_samples(source: Path | str) -> StoredSamples:
+    """Every record of a `.json` file (one list), a `.jsonl` file (one record a line) or a directory of shards.
+
+    Raises:
+        DataError: the data cannot be read, or some records are bad. All records are looked at; the message lists the
+            first ten bad ones and their number.
+    """
+    samples, bad = scan_records(source)
+    if bad:
+        shown = "\n".join(f"  {record}" for record in bad[:_SHOWN_PROBLEMS])
+        more = f" (the first {_SHOWN_PROBLEMS})" if len(bad) > _SHOWN_PROBLEMS else ""
+        raise DataError(f"{source}: {len(bad)} of {len(samples) + len(bad)} records cannot be used{more}:\n{shown}")
+    return samples
+
+
+def scan_records(source: Path | str) -> tuple[StoredSamples, list[BadRecord]]:
+    """The good records of the data, and the bad ones with what is wrong; DataError where it cannot be read."""
+    bad: list[BadRecord] = []
+
+    def look(number: int, record: Any, members: Members) -> None:
+        try:
+            sample_of_record(number, record, members)
+        except RecordError as problem:
+            name = record.get("id") if isinstance(record, dict) else None
+            bad.append(BadRecord(number, str(name) if isinstance(name, str | int) else None, str(problem)))
+
+    places = find_records(Path(source), look)
+    is_good = np.ones(len(places), dtype=bool)
+    is_good[[record.number for record in bad]] = False
+    return StoredSamples(places, np.flatnonzero(is_good)), bad
