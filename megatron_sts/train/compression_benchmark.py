@@ -43,8 +43,10 @@ def measure_compression(recipe: Recipe, stage_name: str, total_steps: int, repea
     assert ours is not None
     plain = PlainVisualTokens(ours.vision, ours.projector, ours.language, ours.group, ours.tensor, ours.config)
     batch = next(stepper.batches(plan, stepper.length(plan))).on_device(torch.cuda.current_device())
-    same = torch.tensor(float((ours.projected_rows(batch, plan)[0] - plain.projected_rows(batch, plan)[0]).abs().max()))
-    assert same < 1e-2, "both ways make the same embeddings"
+    expected, held = plain.projected_rows(batch, plan)
+    # A rank whose chunk has no visual token projects a row all the same.
+    made = ours.projected_rows(batch, plan)[0][: held.image.numel()]
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-2, msg="both ways make the same embeddings")
 
     ways = {"ours": ours, "plain": plain}
     traffic = {name: _traffic(way, batch, plan) for name, way in ways.items()}
