@@ -38,12 +38,7 @@ def test_shares_and_steps_are_those_of_training(tmp_path: Path, packing: bool, g
     shapes = [training.shape(training.planner.plan(step)) for step in range(3)]
     positions = sum(shape.rows * shape.length for shape in shapes)
     found = describe_steps(recipe, recipe.stage("tune"), training.index, recipe.architecture.visual_tokens)
-    names = {
-        (False, False): "neither",
-        (True, False): "group_by_length",
-        (False, True): "packing",
-        (True, True): "both",
-    }
+    names = {(0, 0): "neither", (1, 0): "group_by_length", (0, 1): "packing", (1, 1): "both"}
     expected = 1 - sum(shape.tokens for shape in shapes) / positions
     assert found["padding"][names[grouped, packing]] == pytest.approx(expected)
     assert found["steps"] == training.total_steps == 6
