@@ -4,9 +4,10 @@ import json
 import sys
 import time
 from collections import deque
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from rich.console import Console
 
@@ -30,14 +31,17 @@ class Progress:
         self._layers = layers
         self._step_times: deque[float] = deque(maxlen=_SMOOTHED_STEPS)
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-        self._metrics: TextIO | None = None
+        self._is_short_of_disk = False
+        self._unwritten = b""
+        self._metrics: FileIO | None = None
         self._tensorboard: Any = None
         self._wandb: Any = None
         if speaks:
             recipe.output_dir.mkdir(parents=True, exist_ok=True)
             metrics = recipe.output_dir / METRICS_FILE
             forget_steps_after(metrics, stage, first_step)
-            self._metrics = metrics.open("a")
+            # Without a buffer it is known what a full disk has taken; the rest waits for the next step.
+            self._metrics = metrics.open("ab", buffering=0)
             self._tensorboard = _tensorboard(recipe, stage, first_step)
             self._wandb = _wandb(recipe)
 
@@ -61,16 +65,27 @@ class Progress:
         self._step_times.append(figures.step_time_s)
         if self._metrics is None:
             return
-        self._metrics.write(json.dumps(figures.record()) + "\n")
-        self._metrics.flush()
-        scalars = figures.scalars()
-        if self._tensorboard is not None:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(f"{figures.stage}/{name}", value, figures.step)
+        try:
+            self._write(figures)
+        except OSError as error:
+            if not self._is_short_of_disk:
+                self.say(f"{figures.stage} {figures.step} | figures cannot be written for now: {error}")
+            self._is_short_of_disk = True
+        else:
+            self._is_short_of_disk = False
         if self._wandb is not None:
-            self._wandb.log({f"{figures.stage}/{name}": value for name, value in scalars.items()})
+            self._wandb.log({f"{figures.stage}/{name}": value for name, value in figures.scalars().items()})
         if figures.step % self._every == 0 or figures.step == self._total_steps:
             self.say(self._line(figures))
+
+    def _write(self, figures: StepFigures) -> None:
+        assert self._metrics is not None
+        self._unwritten += (json.dumps(figures.record()) + "\n").encode()
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
+        if self._tensorboard is not None:
+            for name, value in figures.scalars().items():
+                self._tensorboard.add_scalar(f"{figures.stage}/{name}", value, figures.step)
 
     def _line(self, figures: StepFigures) -> str:
         per_step = sum(self._step_times) / len(self._step_times)

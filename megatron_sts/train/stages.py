@@ -11,9 +11,10 @@ from megatron_sts.config import (
     resolved_yaml,
     step_of,
 )
-from megatron_sts.errors import CheckpointError
+from megatron_sts.errors import CheckpointError, ConfigError
 from megatron_sts.model.precision import Machine, check_machine
 from megatron_sts.parallel.groups import Place, start_groups, stop_groups, world_size_of_environment
+from megatron_sts.parallel.together import rank_zero_does
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import resolve_skip_groups
 from megatron_sts.train.loop import Running, train_stage
@@ -48,9 +49,7 @@ def train(recipe: Recipe, only_stage: str | None = None) -> StopReason:
 
 
 def _train_stages(recipe: Recipe, only_stage: str | None, place: Place, running: Running) -> StopReason:
-    if place.rank == 0:
-        checkpoint_root(recipe).mkdir(parents=True, exist_ok=True)
-        (recipe.output_dir / RECIPE_FILE).write_text(resolved_yaml(recipe))
+    rank_zero_does(lambda: _open_output(recipe))
     numbers = [n for n, stage in enumerate(recipe.stages) if only_stage in (None, stage.name)]
     datas = {number: StageData(recipe, recipe.stages[number]) for number in numbers}
     for number, data in datas.items():
@@ -62,6 +61,17 @@ def _train_stages(recipe: Recipe, only_stage: str | None, place: Place, running:
         # Buffers and hooks of a stage refer to each other; the next stage needs their memory.
         gc.collect()
     return StopReason.NONE
+
+
+def _open_output(recipe: Recipe) -> None:
+    try:
+        checkpoint_root(recipe).mkdir(parents=True, exist_ok=True)
+        (recipe.output_dir / RECIPE_FILE).write_text(resolved_yaml(recipe))
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: found {recipe.output_dir}, which cannot be written to ({error.filename}: {error.strerror}); "
+            "make room or give the rights, or name another directory"
+        ) from error
 
 
 def _check_previous_ended(recipe: Recipe, number: int, start: Start, datas: dict[int, StageData]) -> None:

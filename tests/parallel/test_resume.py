@@ -1,11 +1,16 @@
 """A stopped run goes on as if it had not stopped: losses, weights, learning rates, also on another layout."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
+import torch
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_sts.config import Recipe, checkpoint_root
 from megatron_sts.errors import CheckpointError
@@ -14,6 +19,7 @@ from megatron_sts.train.loop import prepare_stage
 from megatron_sts.train.resume import find_start
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.stages import train
+from megatron_sts.train.step import TrainStep
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_recipe
 
@@ -139,6 +145,37 @@ def test_each_part_has_its_own_learning_rate_after_a_resume(root, tmp_path):
         assert rate == pytest.approx(highest * factor)
 
 
+def _generators_that_moved(recipe: Recipe) -> list[str]:
+    """Which of the random generators that a library could draw from has another state after a step than before it."""
+    original, moved = TrainStep.run, set()
+
+    def states() -> dict[str, Any]:
+        found = get_cuda_rng_tracker().get_states() | {"torch": torch.get_rng_state()}
+        of_numpy = np.random.get_state()[1].tobytes()
+        return {"python": random.getstate(), "numpy": of_numpy} | {
+            name: state.numpy().tobytes() for name, state in found.items()
+        }
+
+    def run(self: TrainStep, *arguments: Any, **named: Any) -> Any:
+        before = states()
+        result = original(self, *arguments, **named)
+        moved.update(name for name, state in states().items() if state != before[name])
+        return result
+
+    with mock.patch.object(TrainStep, "run", run):
+        train(recipe)
+    return sorted(moved)
+
+
+def test_no_step_draws_from_a_random_generator(root, tmp_path):
+    # So that a checkpoint need not hold their states, which would not fit another layout.
+    layout = {"parallel": {"tensor": 2, "sequence_parallel": True}, "recompute": "full"}
+    trained = {"tune__trains": ["projector", "language", "vision"], "tune__learning_rate": {"vision": 1e-3}}
+    short = {"align__steps": 1, "tune__steps": 2}
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), **STS, **layout, **trained, **short)
+    assert run_ranks(2, _generators_that_moved, recipe) == [[], []]
+
+
 def test_resume_under_another_recipe_is_refused_by_field(root, tmp_path):
     recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"))
     _train(recipe)
@@ -166,6 +203,21 @@ def test_stage_alone_wants_the_stage_before_it(root, tmp_path):
         run_ranks(1, train, recipe, "tune")
     _train(recipe, stage="align")
     assert len(_train(recipe, stage="tune")) == 7
+
+
+def test_no_stage_begins_from_an_older_checkpoint_than_the_end_of_the_one_before(root, tmp_path):
+    checkpoint = {"every_steps": 1, "keep_last": 9, "allow_older": True}
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), checkpoint=checkpoint)
+    _train(recipe, stage="align")
+    newest = next((checkpoint_root(recipe) / "align-00000003").glob("*.distcp"))
+    newest.write_bytes(bytes(newest.stat().st_size))
+    # The older one may be gone on from, to the end of its own stage; another stage may not begin there.
+    with pytest.raises(RankFailed, match="stage align has done 2 of 3 steps"):
+        run_ranks(1, train, recipe, "tune")
+    assert [(line["stage"], line["step"]) for line in _train(recipe)][:4] == [
+        *(("align", step) for step in (1, 2, 3)),
+        ("tune", 1),
+    ]
 
 
 def test_only_the_newest_checkpoints_are_kept(root, tmp_path):

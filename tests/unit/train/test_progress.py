@@ -52,6 +52,21 @@ def test_every_step_is_a_line_of_metrics(tmp_path):
     assert lines(recipe)[2] == replace(FIGURES, step=3, loss=3.0).record()
 
 
+def test_a_full_disk_stops_no_training_and_loses_no_line(tmp_path, capsys):
+    recipe = make_recipe(tmp_path)
+    with Progress(recipe, "tune", 0, 5, layers=4, speaks=True) as progress:
+        progress.record(replace(FIGURES, step=1))
+        disk = progress._metrics
+        progress._metrics = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+        for step in (2, 3):
+            progress.record(replace(FIGURES, step=step))
+        progress._metrics.close()
+        progress._metrics = disk
+        progress.record(replace(FIGURES, step=4))
+    assert [line["step"] for line in lines(recipe)] == [1, 2, 3, 4]
+    assert capsys.readouterr().out.count("figures cannot be written for now: [Errno 28]") == 1
+
+
 def test_terminal_shows_every_so_many_steps_and_the_last(tmp_path, capsys):
     run(make_recipe(tmp_path), range(5))
     shown = capsys.readouterr().out.splitlines()
