@@ -6,8 +6,14 @@ from importlib.metadata import PackageNotFoundError, distribution
 import torch
 
 from megatron_sts.errors import MegatronStsError
+from megatron_sts.model.precision import offers
 from megatron_sts.versions import check_versions
 
+EXTENSIONS = (
+    ("transformer_engine.pytorch", "TransformerLayer"),
+    ("fused_weight_gradient_mlp_cuda", "wgrad_gemm_accum_fp32"),
+)
+"""What is used of them where it can be loaded; some need a driver, which is not there while an image is built."""
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "numpy", "transformer-engine", "apex")
 
 
@@ -20,6 +26,8 @@ def main(machine: str) -> int:
             print(f"{name} {found.version} ({found.locate_file('')})")
         except PackageNotFoundError:
             print(f"{name}: not installed")
+    for module, attribute in EXTENSIONS if machine == "gpu" else ():
+        print(f"{module}: {'can be used' if offers(module, attribute) else 'cannot be used here'}")
     for problem in (problems := list(find_problems(machine))):
         print(f"error: {problem}", file=sys.stderr)
     return int(bool(problems))

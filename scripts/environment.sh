@@ -125,6 +125,9 @@ PYTHON
 environment_install() {
     local kind=$1 constraints=$environment_root/constraints/$1.txt
     if [ "$kind" = gpu ]; then
+        # NVIDIA's images pin every package that they have (/etc/pip/constraint.txt), older ones than setup.py takes too.
+        # What has to stay as it is, constraints.txt pins; the rest is installed over it, into .venv alone.
+        unset PIP_CONSTRAINT
         constraints=$environment_venv/constraints.txt
         environment_gpu_constraints >"$constraints" || return
     elif ! environment_has_torch; then

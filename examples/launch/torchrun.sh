@@ -69,8 +69,10 @@ if [ "$gpus" -gt 0 ]; then
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
     # NCCL's warnings name the peer and the network that failed; without them a run just ends at its timeout.
     export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
-    # The last collectives of each rank are kept and written when one times out: the rank that lacks the newest is the
-    # one that was waited for.
+    # Sequence lengths change from step to step: blocks of memory that grow leave less between them unused.
+    export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+    # The last collectives of each rank are kept, and written when NCCL's own timeout is over: the rank that lacks the
+    # newest is the one that was waited for. The ranks' watchdog, which names it, ends them a minute earlier.
     export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-2000}
     export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
     export TORCH_FR_DUMP_TEMP_FILE=${TORCH_FR_DUMP_TEMP_FILE:-$logs/collectives_of_rank_}

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data import IGNORED_LABEL, Batch, Encoded, RawItem, collate
-from megatron_sts.parallel.device import device_name, peak_memory_bytes, reset_peak_memory, synchronize
+from megatron_sts.parallel.device import device_name, has_gpu, peak_memory_bytes, reset_peak_memory, synchronize
 from megatron_sts.parallel.groups import Place, start_groups
 from megatron_sts.parallel.sequence import padded_length
 from megatron_sts.sts import StagePlanner, StepPlan, step_flops
@@ -146,7 +146,7 @@ class Stepper:
                 noise = [torch.rand(3, size, size, generator=self._generator) if own else None for _ in images]
                 encoded = Encoded(images + text, [IGNORED_LABEL] * self._images + text)
                 items.append(RawItem(encoded, noise, len(items), text))
-            yield collate(items, plan.visual_tokens, length, image_token, pad_token_id=0)
+            yield collate(items, plan.visual_tokens, length, image_token, pad_token_id=0, pinned=has_gpu())
 
 
 def _figures(run: Run, stepper: Stepper) -> dict[str, float]:

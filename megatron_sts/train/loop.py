@@ -1,5 +1,6 @@
 """The training loop of one stage."""
 
+import gc
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,8 @@ def train_stage(
         for note in start.notes:
             progress.say(f"{stage.name}: {note}")
         bad_steps = BadSteps(recipe, stage.name, place)
+        # What is there by now stays as long as the stage: no collection walks through it, and makes others wait for it.
+        gc.freeze()
         began = time.perf_counter()
         loaded = data.batches(place, start.step)
         for step in range(start.step, data.total_steps):

@@ -59,6 +59,7 @@ def _train_stages(recipe: Recipe, only_stage: str | None, place: Place, running:
         if stop:
             return stop
         # Buffers and hooks of a stage refer to each other; the next stage needs their memory.
+        gc.unfreeze()
         gc.collect()
     return StopReason.NONE
 

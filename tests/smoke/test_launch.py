@@ -185,7 +185,7 @@ def test_a_batch_job_whose_time_is_over_lets_its_ranks_save_and_asks_for_another
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 70123\n"
 
 
-@pytest.mark.parametrize(("code", "restarts", "again"), [(2, 0, False), (76, 4, True), (76, 5, False)])
+@pytest.mark.parametrize(("code", "restarts", "again"), [(2, 0, False), (76, 4, True), (76, 5, False), (134, 4, True)])
 def test_a_batch_job_is_queued_again_after_a_lost_rank_but_not_for_ever_nor_after_a_mistake(
     tmp_path, code, restarts, again
 ):
