@@ -85,11 +85,11 @@ def check_comparison(comparison: Comparison, recipe: Recipe) -> None:
 def check_compression(comparison: Comparison, recipe: Recipe) -> None:
     """Raise ConfigError, naming the field, where the compression suite cannot be run on the recipe's layout."""
     stage, parallel = recipe.stage(comparison.stage), recipe.parallel
-    if not (parallel.tensor > 1 and parallel.sequence_parallel) or parallel.pipeline > 1:
+    if parallel.tensor * parallel.context == 1 or parallel.pipeline > 1:
         raise ConfigError(
-            f"parallel has tensor {parallel.tensor}, pipeline {parallel.pipeline}, sequence_parallel "
-            f"{str(parallel.sequence_parallel).lower()}; --suite compression measures what moves between ranks that "
-            "share a sequence: set tensor: 2 or more, sequence_parallel: true and pipeline: 1"
+            f"parallel has tensor {parallel.tensor}, context {parallel.context}, pipeline {parallel.pipeline}; --suite "
+            "compression measures what moves between ranks that share the images of a micro-batch: set tensor or "
+            "context: 2 or more, and pipeline: 1"
         )
     if stage.compress is None or stage.compress.strategy in ("none", "mean_pool"):
         raise ConfigError(

@@ -1,14 +1,17 @@
 """Shows which ways a benchmark compares, what it refuses, and its figures worked out by hand."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from megatron_sts.config import Recipe, load_recipe
 from megatron_sts.errors import ConfigError
-from megatron_sts.train.comparison import Comparison, check_comparison, summary, table
+from megatron_sts.train.comparison import Comparison, check_comparison, check_compression, summary, table
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "benchmark_skipping" / "sts.yaml"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+EXAMPLE = EXAMPLES / "benchmark_skipping" / "sts.yaml"
+COMPRESSING = EXAMPLES / "benchmark_compression" / "sts.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,21 @@ def test_retained_saving_is_the_share_of_the_ideal_saving():
         | {"stage": "tune", "device": "CPU", "layout": {"tensor": 1, "pipeline": 2, "virtual_pipeline": 1, "data": 1}}
     )
     assert "0.800" in shown and "0.200" in shown
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("parallel={}", "set tensor or context: 2 or more"),
+        ("parallel.pipeline=2", "and pipeline: 1"),
+        ("stages.align.compress={strategy: mean_pool}", "set its strategy to uniform, random or text_guided"),
+        ("stages.align.trains=[projector, language]", "set trains: [projector]"),
+    ],
+)
+def test_the_compression_suite_refuses_what_it_does_not_measure(override, part):
+    overrides = [override]
+    if "language" in override:
+        overrides.append("stages.align.learning_rate.language=1.0e-3")
+    recipe = load_recipe(COMPRESSING, overrides, check_files=False)
+    with pytest.raises(ConfigError, match=re.escape(part)):
+        check_compression(Comparison("align", ("sts",)), recipe)

@@ -1,0 +1,44 @@
+"""Shows that the fused loss and activation, which are on where there is a GPU, train as the plain ones do.
+
+They run here as torch runs them without a compiler. fp32: the two differ by the order of sums.
+"""
+
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from megatron_sts.config import Recipe
+from megatron_sts.model import transformer_config
+from megatron_sts.parallel.groups import start_groups
+from megatron_sts.sts import StagePlanner
+from megatron_sts.train.benchmark import Stepper
+from tests.ranks import run_ranks
+from tests.tiny import tiny_recipe
+
+
+def _train(recipe: Recipe, as_on_gpu: bool) -> tuple[bool, dict[str, np.ndarray]]:
+    stage = recipe.stage("tune")
+    with patch.object(transformer_config, "has_gpu", lambda: as_on_gpu):
+        stepper = Stepper(recipe, stage, 3, start_groups(recipe.parallel, recipe.seed))
+    (chunk,) = stepper.parts.chunks
+    planner = StagePlanner(recipe, stage, 3, 3)
+    for step in range(3):
+        stepper.time(planner.plan(step))
+    fused = chunk.config.cross_entropy_loss_fusion and chunk.config.bias_activation_fusion
+    return fused, {name: parameter.detach().numpy().copy() for name, parameter in chunk.named_parameters()}
+
+
+def _both(recipe: Recipe) -> list[tuple[bool, dict[str, np.ndarray]]]:
+    return [_train(recipe, as_on_gpu) for as_on_gpu in (False, True)]
+
+
+@pytest.mark.parametrize("parallel", [{}, {"tensor": 2, "sequence_parallel": True}, {"pipeline": 2}])
+def test_fused_functions_train_as_the_plain_ones(tmp_path, parallel):
+    ranks = parallel.get("tensor", 1) * parallel.get("pipeline", 1)
+    # Without Adam, which makes a step of any gradient's sign.
+    recipe = tiny_recipe(tmp_path, parallel=parallel, tune__data={"text_tokens": 20}, optimizer={"kind": "sgd"})
+    for (plain_is_fused, plain), (fused, found) in run_ranks(ranks, _both, recipe):
+        assert (plain_is_fused, fused) == (False, True)
+        for name, weight in plain.items():
+            np.testing.assert_allclose(found[name], weight, atol=1e-6, err_msg=name)
