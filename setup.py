@@ -63,7 +63,7 @@ setup(
         "rich",
         "tensorboard",
         "matplotlib",
-        # megatron-core does not declare it, and hangs in saving a checkpoint without it.
+        # megatron-core does not declare it.
         "psutil",
     ],
     extras_require={

@@ -16,6 +16,8 @@ QUARANTINE_FILE = "quarantine.jsonl"
 """In a run's output_dir: one line for each record that was found bad while training."""
 LATEST_FILE = "latest"
 """Beside the checkpoints of a run: the name of the one that was finished last."""
+PARTIAL = ".partial"
+"""Ending of the name of what is not written whole yet, a checkpoint or `latest`."""
 OUTDATED = ".outdated"
 """Ending of a checkpoint's name while it is removed."""
 _STEP_DIGITS = 8
@@ -49,7 +51,7 @@ def outdated(checkpoints: Sequence[Path], keep_last: int, keep_every: int | None
 def write_latest(checkpoint: Path) -> None:
     """Have `latest`, beside the checkpoints, name this one; it is replaced at once, never half written."""
     file = checkpoint.parent / LATEST_FILE
-    new = file.with_name(file.name + ".new")
+    new = file.with_name(file.name + PARTIAL)
     new.write_text(checkpoint.name + "\n", encoding="utf-8")
     write_through(new)
     os.replace(new, file)

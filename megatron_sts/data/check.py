@@ -24,7 +24,8 @@ from megatron_sts.errors import DataError
 class TextSettings:
     """How the texts of the records are measured; the fields are those of a stage's recipe.
 
-    visual_tokens: of an image, before compression. kept_tokens: after it.
+    visual_tokens: of an image, before compression. kept_tokens: after it. describe: what the report has of a stage's
+    steps, by the index of the samples that it trains on; None: there is no stage.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -34,6 +35,7 @@ class TextSettings:
     kept_tokens: int
     max_tokens: int
     over_long: OverLong
+    describe: Callable[[SampleIndex], dict[str, Any]] | None = None
 
     def measure(self, sample: Sample) -> tuple[int, ...] | str:
         """What SampleIndex has of a sample, or why it cannot be encoded."""
@@ -163,13 +165,14 @@ def _lengths(
     long = np.flatnonzero(after > text.max_tokens).tolist()
     problems["over_long"] = [{"id": samples[numbers[position]].id, "tokens": int(after[position])} for position in long]
     cut = left_out = 0
+    left = index.of(np.flatnonzero(after <= text.max_tokens))
     if text.over_long == "error":
         out |= {numbers[position] for position in long}
     else:
         encodable = [samples[number] for number in numbers]
         arguments = (text.template, text.tokenizer, text.system_prompt)
         fitted = fit_lengths(index, encodable, *arguments, text.kept_tokens, text.max_tokens, text.over_long)
-        cut, left_out = len(fitted.cut), len(fitted.left_out)
+        cut, left_out, left = len(fitted.cut), len(fitted.left_out), fitted.index
         out |= {numbers[position] for position in fitted.left_out}
     described = {
         "template": text.template.name,
@@ -181,6 +184,7 @@ def _lengths(
         "after_compression": _spread(after),
         "max_tokens": text.max_tokens,
         "over_long": {"policy": text.over_long, "records": len(long), "cut": cut, "left_out": left_out},
+        "training": text.describe(left) if text.describe is not None and len(left) else None,
     }
     return described, out
 

@@ -1,11 +1,13 @@
 """Checks the data of a recipe's stages as the stages would read it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data.check import TextSettings, check_data
+from megatron_sts.data.padding import describe_steps
 from megatron_sts.data.templates import find_template
 from megatron_sts.data.tokenizer import load_tokenizer
 from megatron_sts.data.workers import Progress
@@ -41,14 +43,16 @@ def check_stage_data(
     """`check_data` with a stage's settings, and the stage's name. data, images: instead of the stage's own."""
     tokenizer = load_tokenizer(recipe)
     settings = stage.data
+    kept_tokens = StagePlanner(recipe, stage, 1, 1.0).most_visual_tokens()
     text = TextSettings(
         tokenizer,
         find_template(settings.template, tokenizer),
         settings.system_prompt,
         visual_tokens=recipe.architecture.visual_tokens,
-        kept_tokens=StagePlanner(recipe, stage, 1, 1.0).most_visual_tokens(),
+        kept_tokens=kept_tokens,
         max_tokens=settings.max_tokens,
         over_long=settings.over_long,
+        describe=partial(describe_steps, recipe, stage, visual_tokens=kept_tokens),
     )
     pads = settings.image_aspect_ratio == "pad"
     report = check_data(data or settings.train, images or settings.images, text, pads, decodes, workers, progress)

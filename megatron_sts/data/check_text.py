@@ -54,6 +54,9 @@ def _length_lines(lengths: dict[str, Any]) -> list[str]:
             f"over_long: {over_long['policy']} cuts {over_long['cut']:,} records at {lengths['max_tokens']} tokens and "
             f"leaves {over_long['left_out']:,} out"
         )
+    if lengths["training"] is not None:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in lengths["training"]["padding"].items())
+        lines.append(f"training: {lengths['training']['steps']:,} steps over what is left; padding with {shares}")
     return lines
 
 

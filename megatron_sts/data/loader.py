@@ -1,7 +1,9 @@
 """Loads the micro-batches of a range of steps, ahead of the training loop when it has workers.
 
 Where a run stands is the step alone: a loader that starts at step t gives what one that started at 0 gives
-from t on.
+from t on, on any number of data-parallel ranks and with any number of workers. `state_dict` and `load_state_dict` are
+those of torchdata's StatefulDataLoader, without the states of samplers and workers that it keeps for want of such an
+order.
 """
 
 import signal
@@ -9,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from megatron_sts.data.collate import Batch, RawItem, collate
@@ -26,7 +28,8 @@ RawMicroBatch = list[RawItem]
 
 
 class MicroBatchLoader:
-    """One data-parallel rank's micro-batches of the steps `first_step` to `last_step`, the last not included.
+    """One data-parallel rank's micro-batches of the steps from 0, or where `load_state_dict` says, to `last_step`, the
+    last not included.
 
     Args:
         reader: reads the pictures; None where this rank needs tokens and labels only.
@@ -52,7 +55,6 @@ class MicroBatchLoader:
         data_rank: int,
         data_size: int,
         micro: int,
-        first_step: int,
         last_step: int,
         workers: int = 0,
         cache_bytes: int = 0,
@@ -60,12 +62,13 @@ class MicroBatchLoader:
         packed: MicroBatchesOfStep | None = None,
         own_images: Callable[[int], range] = range,
     ) -> None:
-        assert sampler.count == len(samples) and 0 <= first_step <= last_step
+        assert sampler.count == len(samples)
         self._image_token_id = image_token_id(tokenizer)
         self._pad_token_id = pad_token_id(tokenizer)
         self._packed = packed is not None
-        self._steps = last_step - first_step
         self._micro_batches = len(rank_slice(list(range(sampler.global_batch)), data_rank, data_size, micro))
+        self._numbers = _Numbers(0, last_step, self._micro_batches)
+        self._next_step = 0
         dataset = _MicroBatches(
             samples,
             template,
@@ -84,7 +87,7 @@ class MicroBatchLoader:
         )
         self._loader: DataLoader[RawMicroBatch | MegatronStsError] = DataLoader(
             dataset,
-            sampler=range(first_step * self._micro_batches, last_step * self._micro_batches),
+            sampler=self._numbers,
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
@@ -96,7 +99,16 @@ class MicroBatchLoader:
 
     def __len__(self) -> int:
         """The number of steps."""
-        return self._steps
+        return self._numbers.last_step - self._numbers.first_step
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands: `step`, that of the micro-batches which `next` would give. The same on all ranks."""
+        return {"step": self._next_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin at the step of a `state_dict`, of any rank of any layout, from the next `iter` on."""
+        assert 0 <= state["step"] <= self._numbers.last_step
+        self._numbers.first_step = self._next_step = state["step"]
 
     def __iter__(self) -> Iterator[list[RawMicroBatch]]:
         """For each step its raw micro-batches; `to_batches` makes tensors of them.
@@ -104,13 +116,14 @@ class MicroBatchLoader:
         An item with a picture that cannot be read is blank, and says so in its `problem`.
         """
         loaded = iter(self._loader)
-        for _ in range(self._steps):
+        for number in range(self._numbers.first_step, self._numbers.last_step):
             step = []
             for _ in range(self._micro_batches):
                 micro_batch = self._next(loaded)
                 if isinstance(micro_batch, MegatronStsError):
                     raise micro_batch
                 step.append(micro_batch)
+            self._next_step = number + 1
             yield step
 
     def _next(self, loaded: Iterator[RawMicroBatch | MegatronStsError]) -> RawMicroBatch | MegatronStsError:
@@ -130,6 +143,21 @@ class MicroBatchLoader:
         ids = (self._image_token_id, self._pad_token_id)
         pinned = torch.cuda.is_available()
         return [collate(items, visual_tokens, length, *ids, self._packed, pinned) for items in step]
+
+
+@dataclass
+class _Numbers(Sampler[int]):
+    """The numbers of a rank's micro-batches, through all steps."""
+
+    first_step: int
+    last_step: int
+    micro_batches: int
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first_step * self.micro_batches, self.last_step * self.micro_batches))
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.micro_batches
 
 
 @dataclass(frozen=True)

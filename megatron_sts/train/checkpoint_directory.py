@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_sts.config import (
     OUTDATED,
+    PARTIAL,
     CheckpointConfig,
     FileEntry,
     Recipe,
@@ -27,7 +28,6 @@ from megatron_sts.config import (
 )
 from megatron_sts.errors import CheckpointError
 
-_PARTIAL = ".partial"
 _REPLACED = ".replaced"
 # For what stands beside the ranks' files: metadata, recipe, manifest.
 _ROOM_BESIDE = 2**20
@@ -39,7 +39,7 @@ class CheckpointDirectory:
     def __init__(self, recipe: Recipe, stage: str, step: int):
         self._recipe, self._stage, self._step = recipe, stage, step
         self.final = checkpoint_path(recipe, stage, step)
-        self.partial = self.final.with_name(self.final.name + _PARTIAL)
+        self.partial = self.final.with_name(self.final.name + PARTIAL)
 
     def make(self, needed: int) -> None:
         """Make the empty directory to write to.
@@ -98,9 +98,12 @@ def remove_left_over(recipe: Recipe) -> None:
     """Remove what a killed run has left half written or half removed; on rank 0, before anything is written."""
     root = checkpoint_root(recipe)
     with naming(root):
-        for ending in (_PARTIAL, _REPLACED, OUTDATED):
+        for ending in (PARTIAL, _REPLACED, OUTDATED):
             for left in root.glob(f"*{ending}"):
-                shutil.rmtree(left)
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
 
 
 @contextmanager

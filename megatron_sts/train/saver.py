@@ -9,8 +9,6 @@ from typing import Any, Self
 
 from megatron_sts.config import Recipe
 from megatron_sts.errors import CheckpointError, TrainingError
-from megatron_sts.parallel.together import rank_zero_does
-from megatron_sts.train.checkpoint_directory import remove_left_over
 from megatron_sts.train.checkpoint_save import CheckpointSave
 
 # How long a process that ends by an error lets its thread finish the file that it writes.
@@ -33,7 +31,6 @@ class Saver:
         self._stalls: dict[int, float] = {}
         self._stall_since_asked = 0.0
         self._failed = 0
-        rank_zero_does(lambda: remove_left_over(recipe))
 
     def __enter__(self) -> Self:
         return self

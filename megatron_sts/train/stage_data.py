@@ -173,7 +173,7 @@ class StageData:
                 self._recipe.model.vision, vision.family, vision.image_size, stage.data.image_aspect_ratio
             )
             reader = ImageReader(processor, stage.data.images)
-        return MicroBatchLoader(
+        loader = MicroBatchLoader(
             self.samples,
             self._template,
             self.tokenizer,
@@ -183,7 +183,6 @@ class StageData:
             place.data_rank,
             place.data_size,
             stage.batch.micro,
-            first_step,
             self.total_steps,
             stage.data.workers,
             _CACHED_PIXELS_BYTES,
@@ -191,6 +190,8 @@ class StageData:
             packed=self.micro_batches if stage.data.packing else None,
             own_images=place.own_images,
         )
+        loader.load_state_dict({"step": first_step})
+        return loader
 
 
 def _on_rank_zero_first(measure: Any) -> Any:

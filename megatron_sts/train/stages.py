@@ -17,6 +17,7 @@ from megatron_sts.parallel.groups import Place, start_groups, stop_groups, world
 from megatron_sts.parallel.together import rank_zero_does
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import resolve_skip_groups
+from megatron_sts.train.checkpoint_directory import remove_left_over
 from megatron_sts.train.loop import Running, train_stage
 from megatron_sts.train.resume import Start, find_start
 from megatron_sts.train.stage_data import StageData
@@ -73,6 +74,7 @@ def _open_output(recipe: Recipe) -> None:
             f"output_dir: found {recipe.output_dir}, which cannot be written to ({error.filename}: {error.strerror}); "
             "make room or give the rights, or name another directory"
         ) from error
+    remove_left_over(recipe)
 
 
 def _check_previous_ended(recipe: Recipe, number: int, start: Start, datas: dict[int, StageData]) -> None:
