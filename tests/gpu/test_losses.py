@@ -22,5 +22,5 @@ def means(values: list[float], width: int = 50) -> list[float]:
 def test_fp8_trains_as_bf16_over_300_steps(tmp_path, losses_of_bf16, changes):
     fp8 = train(recipe_of(tmp_path, "fp8", STEPS, **changes))
     assert means(fp8)[-1] < 0.9 * means(fp8)[0]
-    # Single steps of a tiny batch are noisy; the issue is the course of the loss.
+    # Single steps of a tiny batch are noisy; what counts is the course of the loss.
     assert means(fp8) == pytest.approx(means(losses_of_bf16), rel=0.02)
