@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_sts.config import METRICS_FILE, LossSpikeConfig, Recipe
 from megatron_sts.errors import TrainingError
 from megatron_sts.parallel.groups import Place
-from megatron_sts.parallel.together import from_all_ranks
+from megatron_sts.parallel.together import from_all_ranks, rank_zero_does
 
 BAD_STEPS_FILE = "bad_steps.jsonl"
 """In a run's output_dir: one line for each step that was dropped or warned of."""
@@ -166,11 +166,14 @@ class BadSteps:
             ],
             "gradients_not_finite": {str(rank): names for rank, names in enumerate(found) if names},
         }
-        if self._place.rank == 0:
-            with self._file.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+        # The first rank that raises may end the others: not before the line is written.
+        rank_zero_does(lambda: self._write(record))
         if self._in_a_row >= self._limit:
             raise TrainingError(self._report(record))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
     def _report(self, record: dict[str, Any]) -> str:
         where = [
