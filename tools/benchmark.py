@@ -19,6 +19,7 @@ from megatron_sts.arguments import positive
 from megatron_sts.config import Recipe, check_world, load_recipe
 from megatron_sts.errors import ConfigError, MegatronStsError
 from megatron_sts.heavy_imports import before_heavy_imports
+from megatron_sts.rank_errors import tell_error
 from megatron_sts.train.comparison import Comparison, check_comparison, check_compression, compression_table, table
 from megatron_sts.versions import check_versions
 
@@ -59,8 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return start_ranks(recipe, options, sys.argv[1:] if arguments is None else arguments)
     except MegatronStsError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         return 2
 
 

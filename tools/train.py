@@ -1,17 +1,14 @@
 """Train the stages of a recipe: `torchrun ... tools/train.py --config RECIPE.yaml [key.sub=value ...]`."""
 
 import argparse
-import os
 import sys
-import time
 
 from megatron_sts.config import load_recipe, resolved_yaml
-from megatron_sts.errors import DataError, MegatronStsError
+from megatron_sts.errors import MegatronStsError
 from megatron_sts.heavy_imports import before_heavy_imports
 from megatron_sts.planning import forecast, forecast_text
+from megatron_sts.rank_errors import tell_error
 from megatron_sts.versions import check_versions
-
-SECONDS_FOR_RANK_ZERO = 10
 
 
 def main() -> int:
@@ -36,12 +33,7 @@ def main() -> int:
             if train(recipe, arguments.stage):
                 return STOPPED
     except MegatronStsError as error:
-        # Every rank meets a mistake in the recipe or a checkpoint; a bad picture may be one rank's alone.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            # A launcher ends all ranks with the first that ends: rank 0 is to have spoken by then.
-            time.sleep(SECONDS_FOR_RANK_ZERO)
+        tell_error(error)
         return 2
     return 0
 
