@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from megatron_sts.data.encode import Encoded, count_supervised, encode, image_token_id
 from megatron_sts.data.index import SampleIndex, listed
+from megatron_sts.data.picked_samples import PickedSamples
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.templates import Template
 from megatron_sts.errors import DataError
@@ -17,27 +18,17 @@ OverLong = Literal["error", "cut", "drop"]
 
 
 @dataclass(frozen=True)
-class FittedSamples(Sequence[Sample]):
+class FittedSamples(PickedSamples):
     """The samples that are left, in their order, some with a `token_limit`.
 
-    samples: all of them. numbers: which are left. limits: the limit of each that is cut, by its number.
+    samples: all of them. limits: the limit of each that is cut, by its number.
     """
 
     samples: Sequence[Sample]
-    numbers: np.ndarray
     limits: dict[int, int] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @overload
-    def __getitem__(self, position: int) -> Sample: ...
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, position: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(position, slice):
-            return [self[number] for number in range(*position.indices(len(self)))]
-        number = int(self.numbers[position])
+    def sample(self, number: int) -> Sample:
+        """A sample of them all, with its limit."""
         sample = self.samples[number]
         return replace(sample, token_limit=self.limits[number]) if number in self.limits else sample
 
@@ -101,7 +92,7 @@ def fit_lengths(
     is_left[left_out] = False
     left = np.flatnonzero(is_left)
     fitted = replace(index, text_tokens=text_tokens, supervised=supervised).of(left)
-    return Fitted(FittedSamples(samples, left, limits), fitted, tuple(limits), tuple(left_out))
+    return Fitted(FittedSamples(left, samples, limits), fitted, tuple(limits), tuple(left_out))
 
 
 def token_limit(encoded: Encoded, image_token: int, visual_tokens: int, max_tokens: int) -> int | None:

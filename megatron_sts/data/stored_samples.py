@@ -1,13 +1,13 @@
 """The conversations of a data file or of shards, each read when it is asked for."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from megatron_sts.data.llava_json import RecordError, sample_of_record
+from megatron_sts.data.picked_samples import PickedSamples
 from megatron_sts.data.sample import Sample
 from megatron_sts.errors import DataError
 from megatron_sts.records import RecordPlaces, find_records
@@ -17,28 +17,18 @@ _SHOWN_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
-class StoredSamples(Sequence[Sample]):
+class StoredSamples(PickedSamples):
     """Conversations that lie in files. numbers: of the records that they are."""
 
     places: RecordPlaces
-    numbers: np.ndarray
 
     @classmethod
     def all_of(cls, places: RecordPlaces) -> "StoredSamples":
         """One sample for each record. Contract: all of them are good; `scan_records` tells."""
-        return cls(places, np.arange(len(places)))
+        return cls(np.arange(len(places)), places)
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @overload
-    def __getitem__(self, position: int) -> Sample: ...
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, position: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(position, slice):
-            return StoredSamples(self.places, self.numbers[position])
-        number = int(self.numbers[position])
+    def sample(self, number: int) -> Sample:
+        """The conversation of a record, read now."""
         return sample_of_record(number, *self.places.read(number))
 
 
@@ -83,4 +73,4 @@ def scan_records(source: Path | str) -> tuple[StoredSamples, list[BadRecord]]:
     places = find_records(Path(source), look)
     is_good = np.ones(len(places), dtype=bool)
     is_good[[record.number for record in bad]] = False
-    return StoredSamples(places, np.flatnonzero(is_good)), bad
+    return StoredSamples(np.flatnonzero(is_good), places), bad
