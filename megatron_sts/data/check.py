@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.encode import encode
 from megatron_sts.data.index import SampleIndex, measured
 from megatron_sts.data.lengths import OverLong, fit_lengths
 from megatron_sts.data.pictures import check_is_file, find_picture, read_picture
@@ -39,11 +38,7 @@ class TextSettings:
 
     def measure(self, sample: Sample) -> tuple[int, ...] | str:
         """What SampleIndex has of a sample, or why it cannot be encoded."""
-        try:
-            encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
-        except DataError as problem:
-            return str(problem)
-        return measured(sample, encoded)
+        return measured(sample, self.template, self.tokenizer, self.system_prompt)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.encode import Encoded, count_supervised, encode, lacks_guide
+from megatron_sts.data.encode import count_supervised, encode, lacks_guide
 from megatron_sts.data.pictures import resolve_image
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.templates import Template
@@ -97,16 +97,19 @@ class _Measure:
     root: Path | None
 
     def __call__(self, sample: Sample) -> tuple[tuple[int, ...] | str, str | None]:
-        try:
-            encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
-        except DataError as problem:
-            return str(problem), None
-        problem_of_image = _image_problem(sample, self.root)
-        return measured(sample, encoded), None if problem_of_image is None else f"{sample.id!r} ({problem_of_image})"
+        problem = _image_problem(sample, self.root)
+        found = measured(sample, self.template, self.tokenizer, self.system_prompt)
+        return found, None if problem is None else f"{sample.id!r} ({problem})"
 
 
-def measured(sample: Sample, encoded: Encoded) -> tuple[int, ...]:
-    """What SampleIndex has of a sample."""
+def measured(
+    sample: Sample, template: Template, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
+) -> tuple[int, ...] | str:
+    """What SampleIndex has of a sample, or why it cannot be encoded."""
+    try:
+        encoded = encode(sample, template, tokenizer, system_prompt)
+    except DataError as problem:
+        return str(problem)
     images = len(sample.images)
     text_tokens = len(encoded.token_ids) - images
     return text_tokens, images, count_supervised(encoded.labels), int(lacks_guide(sample))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_sts.data.llava_json import sample_of_record
 from megatron_sts.data.pictures import check_is_file, resolve_image
 from megatron_sts.data.stored_samples import read_samples
 from megatron_sts.data.workers import Progress
@@ -53,11 +54,12 @@ def pack(
         partial.mkdir(parents=True)
         shards: dict[str, int] = {}
         images, written, shard = 0, 0, None
-        for number, sample in enumerate(samples):
+        for number in range(len(samples)):
+            record, _ = samples.places.read(number)
+            sample = sample_of_record(number, record)
             if root is None and sample.images:
                 raise DataError(f"{data_file}: names images; give the folder that holds them (--images)")
             files = [] if root is None else [resolve_image(root, str(path)) for path in sample.images]
-            record, _ = samples.places.read(number)
             shard = shard or _Shard(partial / f"shard-{len(shards):06d}.tar")
             shard.add(f"{number:09d}", record, files)
             images += len(files)
