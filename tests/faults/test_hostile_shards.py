@@ -3,9 +3,7 @@
 import gzip
 import io
 import json
-import resource
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from megatron_sts.data import ImageReader, load_image_processor, read_samples
 from megatron_sts.errors import MegatronStsError
 from megatron_sts.records import tar_members
+from tests.faults.bounds import within
 from tests.faults.test_hostile_files import _png
 
 RECORD = json.dumps([{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "two"}]).encode()
@@ -121,21 +120,13 @@ def test_endless_tar_does_not_fill_the_memory(tmp_path, monkeypatch):
 
 
 def _refused_in_time(directory: Path, expected: str) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.monotonic()
-    with pytest.raises(MegatronStsError, match=rf"a\.tar.*({expected})"):
+    with within(2, 100 << 10), pytest.raises(MegatronStsError, match=rf"a\.tar.*({expected})"):
         read_samples(directory)
-    assert time.monotonic() - began < 2
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
 @pytest.mark.fault("a PNG of 30,000 x 30,000 pixels in a shard: refused by name in less than 2 s and 1 GB")
 def test_picture_in_a_shard_that_would_fill_the_memory_is_refused(tmp_path):
     (tmp_path / "a.tar").write_bytes(GOOD + _member("0.png", _png(30_000, 30_000)) + END)
     (sample,) = read_samples(tmp_path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.monotonic()
-    with pytest.raises(MegatronStsError, match=r"a\.tar: 0\.png: .*900000000 pixels"):
+    with within(2, 1 << 20), pytest.raises(MegatronStsError, match=r"a\.tar: 0\.png: .*900000000 pixels"):
         ImageReader(load_image_processor(None, "clip", 56), None).read(sample.images[0])
-    assert time.monotonic() - began < 2
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20
