@@ -7,6 +7,9 @@ from pydantic import Field
 
 from megatron_sts.config.architecture import ConfigModel
 
+DATA_SUFFIXES = (".json", ".jsonl")
+"""Endings of data files; data without one is a directory of shards."""
+
 
 class DataConfig(ConfigModel):
     """The data of one stage."""
@@ -43,8 +46,8 @@ class DataConfig(ConfigModel):
 
     @property
     def in_shards(self) -> bool:
-        """Whether `train` is a directory of shards. Contract: records/record_places.py tells by the suffix too."""
-        return self.train.suffix not in (".json", ".jsonl")
+        """Whether `train` is a directory of shards."""
+        return self.train.suffix not in DATA_SUFFIXES
 
     @property
     def has_images(self) -> bool:

@@ -23,6 +23,7 @@ from megatron_sts.data.sample import Sample
 from megatron_sts.data.sampler import StepSampler, rank_slice
 from megatron_sts.data.templates import Template
 from megatron_sts.errors import DataError, MegatronStsError
+from megatron_sts.parallel.device import has_gpu
 
 RawMicroBatch = list[RawItem]
 
@@ -141,7 +142,7 @@ class MicroBatchLoader:
     def to_batches(self, step: list[RawMicroBatch], visual_tokens: int, length: int) -> list[Batch]:
         """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
         ids = (self._image_token_id, self._pad_token_id)
-        pinned = torch.cuda.is_available()
+        pinned = has_gpu()
         return [collate(items, visual_tokens, length, *ids, self._packed, pinned) for items in step]
 
 

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 from megatron_sts.errors import DataError
 
 LARGEST_RECORD_BYTES = 16 << 20
-SUFFIXES = (".json", ".jsonl")
 
 _BLOCK_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from megatron_sts.config.data_config import DATA_SUFFIXES
 from megatron_sts.errors import DataError
-from megatron_sts.records.json_file import SUFFIXES, parse_record, scan_json
+from megatron_sts.records.json_file import parse_record, scan_json
 from megatron_sts.records.shards import scan_shard, shard_files
 from megatron_sts.records.stored_file import Member, StoredFile
 
@@ -45,7 +46,7 @@ class RecordPlaces:
         file_number, offset, size = self.records[number].tolist()
         file = self.files[file_number]
         members: Members = None
-        if self.source.suffix not in SUFFIXES:
+        if self.source.suffix not in DATA_SUFFIXES:
             first, last = self.first_pictures[number : number + 2].tolist()
             members = tuple(Member(file, *place) for place in self.pictures[first:last].tolist())
         where = f"{file.path}: record {number}"
@@ -94,7 +95,7 @@ def find_records(source: Path, seen: Seen = lambda number, value, pictures: None
 
 
 def _scan(source: Path, files: tuple[StoredFile, ...]) -> Iterator[tuple[Any, tuple[int, int, int], Members]]:
-    if source.suffix in SUFFIXES:
+    if source.suffix in DATA_SUFFIXES:
         for offset, size, value in scan_json(source):
             yield value, (0, offset, size), None
         return
@@ -105,7 +106,7 @@ def _scan(source: Path, files: tuple[StoredFile, ...]) -> Iterator[tuple[Any, tu
 
 
 def _files(source: Path) -> list[StoredFile]:
-    if source.suffix in SUFFIXES:
+    if source.suffix in DATA_SUFFIXES:
         return [StoredFile.of(source)]
     if source.is_file():
         raise DataError(
@@ -120,7 +121,7 @@ def content_key(source: Path) -> str:
     Raises DataError where the data cannot be read.
     """
     files = _files(source)
-    if source.suffix not in SUFFIXES:
+    if source.suffix not in DATA_SUFFIXES:
         told = "\n".join(f"{file.path.name} {file.size} {file.changed_ns}" for file in files)
         return hashlib.sha256(told.encode()).hexdigest()
     try:

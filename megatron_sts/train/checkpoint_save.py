@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,7 @@ class CheckpointSave:
 
     def wait_alone(self, seconds: float) -> None:
         """Wait for this rank's present work without the other ranks, at most so long."""
-        done = threading.Event()
-        self._work.add_done_callback(lambda _: done.set())
-        done.wait(seconds)
+        wait([self._work], timeout=seconds)
 
     def _show(self, parts: list[WrittenPart]) -> str | None:
         self._part.complete([part.results for part in parts])
