@@ -33,38 +33,35 @@ def _nothing_at_work() -> bool:
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a step gave, the same on every rank.
+class StepSums:
+    """What the ranks know together of a step before its update, the same on every rank.
 
-    loss: mean over the supervised tokens of the global batch. grad_norm: before clipping. judgement: what is wrong
-    with the step, None where nothing is. bad_micro_batches: those of the global batch, by number, whose loss is not
-    finite. stop: why some rank wishes to stop after this step. saves: whether some rank was still at work on a
-    checkpoint.
+    loss: mean over the supervised tokens of the global batch. bad_micro_batches: those of the global batch, by number,
+    whose loss is not finite. stop: why some rank wishes to stop after this step. saves: whether some rank was still at
+    work on a checkpoint.
     """
 
     loss: float
     supervised_tokens: int
-    grad_norm: float
-    judgement: Judgement | None
     bad_micro_batches: tuple[int, ...]
     stop: StopReason
     saves: bool
+
+
+@dataclass(frozen=True)
+class StepResult(StepSums):
+    """What a step gave, the same on every rank.
+
+    grad_norm: before clipping. judgement: what is wrong with the step, None where nothing is.
+    """
+
+    grad_norm: float
+    judgement: Judgement | None
 
     @property
     def dropped(self) -> bool:
         """Whether nothing was updated."""
         return self.judgement is not None and self.judgement.dropped
-
-
-@dataclass(frozen=True)
-class StepSums:
-    """What the ranks know together of a step before its update; the fields are those of StepResult."""
-
-    loss: float
-    supervised_tokens: int
-    bad_micro_batches: tuple[int, ...]
-    stop: StopReason
-    saves: bool
 
 
 class TrainStep:
@@ -122,15 +119,7 @@ class TrainStep:
             return judgement is None or not judgement.dropped
 
         update = self._optimizer.update(plan.skipped_layers, is_good)
-        return StepResult(
-            sums.loss,
-            sums.supervised_tokens,
-            update.grad_norm,
-            judgement,
-            sums.bad_micro_batches,
-            sums.stop,
-            sums.saves,
-        )
+        return StepResult(**vars(sums), grad_norm=update.grad_norm, judgement=judgement)
 
     def forward_backward(
         self,
