@@ -108,11 +108,6 @@ def _train_killed(recipe: Recipe, at: int) -> int:
     return 0
 
 
-def _train_all(recipes: list[Recipe]) -> None:
-    for recipe in recipes:
-        train(recipe)
-
-
 def _killed_at(recipe: Recipe, at: int) -> bool:
     """Whether the run got so far; what it leaves never points at less than a whole checkpoint."""
     (ended,) = run_until_ended(1, _train_killed, recipe, at)
@@ -125,8 +120,8 @@ def _killed_at(recipe: Recipe, at: int) -> bool:
 
 
 def _all_resume_bitwise(recipes: list[Recipe], whole: Recipe, ranks: int = 1) -> None:
-    run_ranks(ranks, _train_all, recipes, timeout=600.0)
     for recipe in recipes:
+        run_ranks(ranks, train, recipe)
         assert _metrics(recipe) == _metrics(whole), recipe.output_dir
         found, expected = set(_whole_checkpoints(recipe)), set(_whole_checkpoints(whole))
         # Killed when the last one was visible: the run has nothing to save any more, and the first one may be left.
