@@ -95,7 +95,7 @@ class MultimodalModel(MegatronModule):
             packed_seq_params=None if segments is None else packed_parameters(segments, self.pg_collection.cp.size()),
         )
 
-    def _embed(self, batch: Batch, segments: Sequence[int] | None) -> Tensor:
+    def _embed(self, batch: Batch, segments: Sequence[int] | None = None) -> Tensor:
         assert self._plan is not None and self.visual is not None
         context = self.pg_collection.cp
         whole = segments or (batch.tokens.size(1),)
