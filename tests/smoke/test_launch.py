@@ -35,7 +35,7 @@ class Launch:
         self._processes = []
         for number, node in enumerate(nodes):
             command = ["bash", str(LAUNCH / "torchrun.sh"), "--nodes", "2", "--node-rank", str(number)]
-            command += ["--address", nodes[0].address, "--interface", node.interface, "--logs", str(directory / "logs")]
+            command += ["--address", nodes[0].address, "--logs", str(directory / "logs")]
             command += ["--", "--config", str(directory / "recipe.yaml")]
             with self._outputs[number].open("w") as output:
                 self._processes.append(node.start(command, ENVIRONMENT, output))
