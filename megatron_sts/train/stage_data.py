@@ -28,7 +28,7 @@ from megatron_sts.data import (
 )
 from megatron_sts.evaluation.progress import shown_if_long
 from megatron_sts.parallel.groups import Place
-from megatron_sts.parallel.sequence import padded_length
+from megatron_sts.parallel.sequence import padded_length, round_up, sample_multiple
 from megatron_sts.parallel.together import rank_zero_works
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
 from megatron_sts.train.quarantine import Quarantine
@@ -65,6 +65,7 @@ class StageData:
         Ranks other than 0 wait for rank 0 to measure the samples, then read its index.
         """
         self._recipe, self._stage = recipe, stage
+        self._multiple = sample_multiple(recipe.parallel.context)
         self.tokenizer = load_tokenizer(recipe)
         self._template = find_template(stage.data.template, self.tokenizer)
         self.fitted = self._fit()
@@ -130,8 +131,9 @@ class StageData:
         if not self._stage.data.packing:
             return StepShape(padded_length(int(lengths.max()), self._recipe), len(indices), images, tokens, None)
         micro_batches = self._cut(lengths.tolist())
-        length = padded_length(max(int(lengths[places].sum()) for places in micro_batches), self._recipe)
-        segments = tuple(with_tail(lengths[places].tolist(), length) for places in micro_batches)
+        rows = [[round_up(length, self._multiple) for length in lengths[places].tolist()] for places in micro_batches]
+        length = padded_length(max(map(sum, rows)), self._recipe)
+        segments = tuple(with_tail(row, length) for row in rows)
         return StepShape(length, len(segments), images, tokens, segments)
 
     def micro_batches(self, step: int) -> list[list[int]]:
@@ -212,6 +214,7 @@ class StageData:
             guided=self._guided,
             packed=self.micro_batches if stage.data.packing else None,
             own_images=place.own_images,
+            multiple=self._multiple,
         )
         loader.load_state_dict({"step": first_step})
         return loader

@@ -24,6 +24,8 @@ LAYOUTS = {
     "tp2_sp": (2, {"tensor": 2, "sequence_parallel": True}),
     "pp2_vp2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
     "dp2": (2, {}),
+    "cp2": (2, {"context": 2}),
+    "tp2_sp_cp2": (4, {"tensor": 2, "sequence_parallel": True, "context": 2}),
     "pp3": (3, {"pipeline": 3, "layers_per_stage": [1, 2, 1]}),
 }
 
