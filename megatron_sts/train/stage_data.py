@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -26,6 +27,7 @@ from megatron_sts.data import (
     rank_slice,
     with_tail,
 )
+from megatron_sts.data.workers import Progress
 from megatron_sts.evaluation.progress import shown_if_long
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import padded_length, round_up, sample_multiple
@@ -96,18 +98,23 @@ class StageData:
 
         def measure_first(gets_on: Callable[[], Any]) -> None:
             console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-            with shown_if_long(f"records of stage {self._stage.name} measured", console) as show:
+            with ExitStack() as stack:
 
-                def progress(done: int, total: int) -> None:
-                    show(done, total)
-                    gets_on()
+                def start(what: str) -> Progress:
+                    show = stack.enter_context(shown_if_long(f"{what} for stage {self._stage.name}", console))
 
-                found.append(self._measure(progress))
+                    def progress(done: int, total: int) -> None:
+                        show(done, total)
+                        gets_on()
+
+                    return progress
+
+                found.append(self._measure(start))
 
         rank_zero_works(measure_first, self._recipe.parallel.timeout_minutes * 60)
         return found[0] if found else self._measure()
 
-    def _measure(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Fitted:
+    def _measure(self, progress: Callable[[str], Progress] = lambda what: lambda done, total: None) -> Fitted:
         stage = self._stage
         return prepare_index(
             self._recipe.output_dir / "index" / f"{stage.name}.npz",
