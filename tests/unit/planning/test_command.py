@@ -94,6 +94,12 @@ def test_text_has_a_line_to_paste_that_can_be_used(tmp_path):
     assert str(values["parallel"]["layers_per_stage"]) in again.stdout.splitlines()[0]
 
 
+def test_a_reader_that_stops_early_ends_the_command_without_a_word():
+    command = f"{sys.executable} tools/plan.py --config {PLAN_70B} --dump-steps 2000 stages.align.steps=1 | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
+
+
 def test_steps_are_one_json_object_a_line():
     done = plan("--dump-steps", "2", "stages.align.steps=1")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
