@@ -13,7 +13,7 @@ def take(rows: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
 
 def places_in(ranges: tuple[tuple[int, int], ...], positions: Tensor) -> Tensor:
     """Of each position its place in the chunk that the ranges [start, end) make up, which ascend; -1 outside."""
-    starts, ends = torch.tensor(ranges, device=positions.device).reshape(-1, 2).unbind(1)
+    starts, ends = (torch.tensor(bounds, device=positions.device) for bounds in zip(*ranges, strict=True))
     lengths = ends - starts
     nearest = torch.bucketize(positions, starts, right=True) - 1
     held = nearest.clamp_min(0)

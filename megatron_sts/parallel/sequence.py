@@ -1,7 +1,7 @@
 """The sequence dimension: the padded length, and the part of it that each rank holds."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from megatron_sts.config import FP8_MULTIPLE, Recipe
@@ -53,7 +53,8 @@ def own_ranges(
     if context_size == 1:
         held = [(0, length)]
     else:
-        held = [part for start, end in _bounds(segments) for part in _zigzag(start, end, context_rank, context_size)]
+        bounds = pairwise((0, *accumulate(segments)))
+        held = [part for start, end in bounds for part in _zigzag(start, end, context_rank, context_size)]
     assert length % (context_size * tensor_size) == 0
     first, last = tensor_rank * parts, (tensor_rank + 1) * parts
     own, passed = [], 0
@@ -63,10 +64,6 @@ def own_ranges(
             own.append((start + low, start + high))
         passed += end - start
     return tuple(own)
-
-
-def _bounds(segments: Sequence[int]) -> Iterator[tuple[int, int]]:
-    return pairwise((0, *accumulate(segments)))
 
 
 def _zigzag(start: int, end: int, rank: int, size: int) -> list[tuple[int, int]]:

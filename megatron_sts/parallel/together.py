@@ -1,9 +1,9 @@
 """What all ranks do as one: an error of one is raised by all, so that none is left waiting."""
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -31,7 +31,7 @@ def rank_zero_does(action: Callable[[], None]) -> None:
         raise outcome[0]
 
 
-def rank_zero_works(work: Callable[[Callable[[], Any]], None], patience: float) -> None:
+def rank_zero_works(work: Callable[[Callable[[], None]], None], patience: float) -> None:
     """As `rank_zero_does`, for work that may take longer than a collective waits.
 
     work: given a function that it calls as it gets on. The others wait outside of any collective for as long as no
@@ -42,14 +42,23 @@ def rank_zero_works(work: Callable[[Callable[[], Any]], None], patience: float) 
     # A connection of its own: those that libraries hold must not be kept waiting.
     store = dist.PrefixStore(f"megatron_sts/{name[0]}", _get_default_store().clone())  # type: ignore[attr-defined]
 
+    # What has become of a lost store, or of rank 0, is told where a collective fails.
+    lost = contextlib.suppress(dist.DistError)
+
+    def gets_on() -> None:
+        with lost:
+            store.add(_CALLS, 1)
+
     def action() -> None:
         try:
-            work(partial(store.add, _CALLS, 1))
+            work(gets_on)
         finally:
-            store.set(_ENDED, "")
+            with lost:
+                store.set(_ENDED, "")
 
     if dist.get_rank() != 0:
-        _wait_while_it_gets_on(store, patience)
+        with lost:
+            _wait_while_it_gets_on(store, patience)
     rank_zero_does(action)
 
 

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Any
 
 import torch.distributed as dist
 from rich.console import Console
@@ -96,7 +95,7 @@ class StageData:
             return self._measure()
         found: list[Fitted] = []
 
-        def measure_first(gets_on: Callable[[], Any]) -> None:
+        def measure_first(gets_on: Callable[[], None]) -> None:
             console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
             with ExitStack() as stack:
 
