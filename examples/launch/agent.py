@@ -16,12 +16,15 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 # Contract: megatron_sts/train/stopping.py ends ranks that stopped early and saved with this code.
 STOPPED = 75
+# Contract: that of megatron_sts/parallel/watchdog.py, after which slurm.sbatch asks for another turn.
+LOST_NODE = 76
 NODE_FILE = "addresses"
 LAST_LINES = 20
 # Of a range kept for documentation (RFC 5737): nothing is sent there, the way to it is the default route.
@@ -54,11 +57,28 @@ def main() -> int:
     except SignalException as error:
         print(f"error: ended by {error.sigval.name}", file=sys.stderr)
         return 128 + error.sigval
+    except DistError as error:
+        print(f"error: {why_nodes_do_not_meet(arguments, error)}", file=sys.stderr)
+        return LOST_NODE
     return 0
 
 
+def why_nodes_do_not_meet(arguments: argparse.Namespace, error: DistError) -> str:
+    """One line of what torch says of its store, whose message has a stack of C++ below it, and what to do."""
+    place, why = f"{arguments.master_addr}:{arguments.master_port}", str(error).partition("\n")[0]
+    remedy = (
+        "give a port that no other program uses by --port, the same on every node, and start all nodes"
+        if arguments.node_rank == 0
+        else "see that node 0 runs and that --address and --port are its own and reached from here"
+    )
+    return f"the nodes did not meet at {place} ({why}); {remedy}"
+
+
 def hand_on(number: int, frame: FrameType | None) -> None:
-    """Hand a first signal on to this node's ranks; a second one, or one before they run, ends them and this agent."""
+    """Hand a first signal on to this node's ranks; a second one, or one before they run, ends them and this agent.
+
+    While torch waits for the other nodes no signal but SIGKILL is heeded.
+    """
     for other in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(other, end)
     ranks = psutil.Process().children()
