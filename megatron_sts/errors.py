@@ -23,3 +23,7 @@ class ConversionError(MegatronStsError):
 
 class TrainingError(MegatronStsError):
     """Training cannot go on: too many bad steps in a row, or a rank that was lost."""
+
+
+class LostRankError(MegatronStsError):
+    """The other ranks could not be reached when the process group was made."""

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from megatron_sts.errors import DataError, MegatronStsError
+from megatron_sts.errors import DataError, LostRankError, MegatronStsError
 
 SECONDS_FOR_RANK_ZERO = 10
 """How long the other ranks wait before they end; a launcher ends all ranks with the first that ends."""
@@ -14,9 +14,9 @@ def tell_error(error: MegatronStsError) -> None:
     """Say on standard error what is wrong, once for all ranks of a command that ends with it.
 
     Every rank meets a mistake in the recipe or a checkpoint, and rank 0 speaks of it, before the end of another can end
-    it. A bad picture may be one rank's alone (DataError): whoever meets it speaks.
+    it. A bad picture or network may be one rank's alone (DataError, LostRankError): whoever meets it speaks.
     """
-    if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
+    if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError | LostRankError):
         print(f"error: {error}", file=sys.stderr)
     else:
         time.sleep(SECONDS_FOR_RANK_ZERO)

@@ -2,8 +2,10 @@
 
 python tools/benchmark.py --config RECIPE.yaml --compare dense,sts [--stage NAME] [key.sub=value ...]
 python tools/benchmark.py --config RECIPE.yaml --suite compression [--stage NAME] [key.sub=value ...]
+python tools/benchmark.py --config RECIPE.yaml --suite packing [--stage NAME] [key.sub=value ...]
 
-Starts its own ranks as the recipe's layout asks. One json object on standard output, talk on standard error.
+The last reads the stage's data. Starts its own ranks as the recipe's layout asks. One json object on standard output,
+talk on standard error.
 """
 
 import argparse
@@ -20,11 +22,20 @@ from megatron_sts.config import Recipe, check_world, load_recipe
 from megatron_sts.errors import ConfigError, MegatronStsError
 from megatron_sts.heavy_imports import before_heavy_imports
 from megatron_sts.rank_errors import tell_error
-from megatron_sts.train.comparison import Comparison, check_comparison, check_compression, compression_table, table
+from megatron_sts.train.comparison import (
+    Comparison,
+    check_comparison,
+    check_compression,
+    check_counts,
+    compression_table,
+    packing_table,
+    table,
+)
 from megatron_sts.versions import check_versions
 
 # What the ranks are started with in place of an option: where rank 0 leaves the result.
 _RESULT = "MEGATRON_STS_BENCHMARK_RESULT"
+_TABLES = {"compression": compression_table, "packing": packing_table}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -35,8 +46,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--compare", help="ways to train, dense among them: dense,sts,balanced,independent")
     what.add_argument(
         "--suite",
-        choices=["compression"],
-        help="compression: bytes and time of visual tokens under sequence parallelism, against gathering them all",
+        choices=list(_TABLES),
+        help="compression: bytes and time of visual tokens under sequence parallelism, against gathering them all; "
+        "packing: step time and padding with data.packing, against without, over the stage's data",
     )
     parser.add_argument("--stage", help="training stage (default: the last one that skips or compresses)")
     parser.add_argument("--data-parallel", type=positive, default=1, help="data-parallel ranks (default 1)")
@@ -66,6 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def comparison_of(recipe: Recipe, options: argparse.Namespace) -> Comparison:
     """What the options ask for, checked; ConfigError names an option or a field that does not fit."""
+    if options.suite == "packing":
+        stage = recipe.stage(options.stage or recipe.stages[-1].name).name
+        comparison = Comparison(stage, (), options.plans, options.repeats, options.warm_up)
+        check_counts(comparison)
+        return comparison
     sparse = [stage.name for stage in recipe.stages if stage.skip is not None or stage.compress is not None]
     if options.stage is None and not sparse:
         raise ConfigError("no stage of the recipe skips or compresses: dense has nothing to be compared with")
@@ -109,7 +126,7 @@ def start_ranks(recipe: Recipe, options: argparse.Namespace, arguments: list[str
             print("error: the ranks did not end well, see above", file=sys.stderr)
             return done.returncode or 1
         text = result.read_text()
-    print((compression_table if options.suite else table)(json.loads(text)), file=sys.stderr)
+    print(_TABLES.get(options.suite, table)(json.loads(text)), file=sys.stderr)
     print(text)
     if options.output is not None:
         options.output.write_text(text + "\n")
@@ -121,6 +138,7 @@ def run_rank(recipe: Recipe, options: argparse.Namespace) -> None:
     from megatron_sts.parallel.groups import stop_groups
     from megatron_sts.train.benchmark import compare
     from megatron_sts.train.compression_benchmark import measure_compression
+    from megatron_sts.train.packing_benchmark import measure_packing
 
     speaks = os.environ["RANK"] == "0"
 
@@ -132,6 +150,8 @@ def run_rank(recipe: Recipe, options: argparse.Namespace) -> None:
     if options.suite == "compression":
         total_steps = comparison.total_steps(recipe)
         result = measure_compression(recipe, comparison.stage, total_steps, comparison.repeats, say)
+    elif options.suite == "packing":
+        result = measure_packing(recipe, comparison, say)
     else:
         result = compare(recipe, comparison, say)
     if speaks:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from megatron_sts.arguments import DTYPES, positive
-from megatron_sts.errors import MegatronStsError
+from megatron_sts.errors import DataError, MegatronStsError
 from megatron_sts.heavy_imports import before_heavy_imports
 
 
@@ -31,7 +31,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def answers(options: argparse.Namespace) -> list[str]:
-    """One answer for each picture, or one without."""
+    """One answer for each picture, or one without; DataError where one is not there, before the model is loaded."""
+    for image in options.image:
+        if not image.is_file():
+            raise DataError(f"--image {image}: no such file")
     # Takes seconds: not before the options are known to be right.
     from megatron_sts.data import IMAGE_TOKEN, Turn
     from megatron_sts.evaluation.generate import Generator, Request

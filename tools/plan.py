@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -45,4 +46,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Into `head`, say: the end of who reads ends this, without a word.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -32,6 +32,7 @@ from megatron_sts.data.pack import pack
 from megatron_sts.data.workers import Progress
 from megatron_sts.errors import MegatronStsError
 from megatron_sts.evaluation.progress import shown_progress
+from megatron_sts.heavy_imports import before_heavy_imports
 
 StartProgress = Callable[[str], Progress]
 
@@ -117,6 +118,7 @@ def pack_shards(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
+    before_heavy_imports()
     try:
         if options.command == "pack":
             pack_shards(options)

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from megatron_sts.config import load_recipe, resolved_yaml
-from megatron_sts.errors import MegatronStsError
+from megatron_sts.errors import LostRankError, MegatronStsError
 from megatron_sts.heavy_imports import before_heavy_imports
 from megatron_sts.planning import forecast, forecast_text
 from megatron_sts.rank_errors import tell_error
@@ -12,7 +12,10 @@ from megatron_sts.versions import check_versions
 
 
 def main() -> int:
-    """Parse, train, print; 2 on an error of the user's, 75 where the run stopped early and can be resumed."""
+    """Parse, train, print.
+
+    2 on an error of the user's, 75 where the run stopped early and can be resumed, 76 where a rank was lost.
+    """
     parser = argparse.ArgumentParser(description="Train a LLaVA-style model with the Sparse Training Scheme.")
     parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
     parser.add_argument("--stage", metavar="NAME", help="train this stage alone")
@@ -32,6 +35,11 @@ def main() -> int:
 
             if train(recipe, arguments.stage):
                 return STOPPED
+    except LostRankError as error:
+        from megatron_sts.parallel.watchdog import LOST_RANK
+
+        tell_error(error)
+        return LOST_RANK
     except MegatronStsError as error:
         tell_error(error)
         return 2

@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.png")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     options = parser.parse_intermixed_args(arguments)
+    if options.question and options.model is None:
+        parser.error("--question is for text_guided, which needs a trained projector: give --model")
     try:
         panels = draw(options)
         save(panels, options.output)

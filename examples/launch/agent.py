@@ -6,6 +6,7 @@ SIGUSR1 are handed to the ranks, which save and stop, for as long as that takes 
 """
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -15,14 +16,19 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 # Contract: megatron_sts/train/stopping.py ends ranks that stopped early and saved with this code.
 STOPPED = 75
+# Contract: that of megatron_sts/parallel/watchdog.py, after which slurm.sbatch asks for another turn.
+LOST_NODE = 76
 NODE_FILE = "addresses"
 LAST_LINES = 20
+# Of a range kept for documentation (RFC 5737): nothing is sent there, the way to it is the default route.
+ANYWHERE = "192.0.2.1"
 ADDRESS = re.compile(r"\d+(?:\.\d+){3}|[0-9a-fA-F]*:[0-9a-fA-F:]+")
 
 
@@ -32,6 +38,7 @@ def main() -> int:
     # Contract: examples/launch/torchrun.sh gives every node the directory node_RANK beside the others'.
     directory = Path(arguments.log_dir)
     note_node(directory, arguments)
+    choose_interface(arguments)
     # torchrun's own handling of these signals would end the ranks.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -50,11 +57,28 @@ def main() -> int:
     except SignalException as error:
         print(f"error: ended by {error.sigval.name}", file=sys.stderr)
         return 128 + error.sigval
+    except DistError as error:
+        print(f"error: {why_nodes_do_not_meet(arguments, error)}", file=sys.stderr)
+        return LOST_NODE
     return 0
 
 
+def why_nodes_do_not_meet(arguments: argparse.Namespace, error: DistError) -> str:
+    """One line of what torch says of its store, whose message has a stack of C++ below it, and what to do."""
+    place, why = f"{arguments.master_addr}:{arguments.master_port}", str(error).partition("\n")[0]
+    remedy = (
+        "give a port that no other program uses by --port, the same on every node, and start all nodes"
+        if arguments.node_rank == 0
+        else "see that node 0 runs and that --address and --port are its own and reached from here"
+    )
+    return f"the nodes did not meet at {place} ({why}); {remedy}"
+
+
 def hand_on(number: int, frame: FrameType | None) -> None:
-    """Hand a first signal on to this node's ranks; a second one, or one before they run, ends them and this agent."""
+    """Hand a first signal on to this node's ranks; a second one, or one before they run, ends them and this agent.
+
+    While torch waits for the other nodes no signal but SIGKILL is heeded.
+    """
     for other in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(other, end)
     ranks = psutil.Process().children()
@@ -82,6 +106,32 @@ def note_node(directory: Path, arguments: argparse.Namespace) -> None:
     }
     directory.mkdir(parents=True, exist_ok=True)
     (directory / NODE_FILE).write_text("\n".join([who, *sorted(found - {"127.0.0.1", "::1"})]) + "\n")
+
+
+def choose_interface(arguments: argparse.Namespace) -> None:
+    """Have gloo use the interface towards node 0, where nothing else was said.
+
+    It would take the address of this machine's own name, which many systems resolve to 127.0.1.1: no other node
+    reaches that. NCCL chooses among the real interfaces by itself; gloo runs beside it, for checkpoints.
+    """
+    if arguments.nnodes != "1" and (found := interface_towards(arguments.master_addr)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
+
+
+def interface_towards(address: str) -> str | None:
+    """The interface by which this machine reaches `address`; that of the default route where it is this machine's own
+    name for itself; None where neither leads out of it."""
+    for target in (address, ANYWHERE):
+        with contextlib.suppress(OSError):
+            family, kind, _, _, place = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind) as sender:
+                # Of a datagram socket: chooses the way, sends nothing.
+                sender.connect(place)
+                own = sender.getsockname()[0]
+            for name, addresses in psutil.net_if_addrs().items():
+                if name != "lo" and any(known.address.partition("%")[0] == own for known in addresses):
+                    return name
+    return None
 
 
 def explain(directory: Path, local_rank: int) -> list[str]:

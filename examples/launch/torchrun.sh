@@ -12,7 +12,7 @@
 #   --address HOST      node 0 for the others           MASTER_ADDR, PET_MASTER_ADDR             127.0.0.1
 #   --port PORT         a free port on node 0           MASTER_PORT, PET_MASTER_PORT             29500
 #   --id NAME           the run, for every node         RDZV_ID                                  megatron_sts
-#   --interface NAME    network between the nodes       INTERFACE                                the library's
+#   --interface NAME    network between the nodes       INTERFACE                                the way to node 0
 #   --logs DIR          ranks' output (shared storage)  LOG_DIR                                  logs
 #
 # Python is $PYTHON, else python3: the image's, or that of an environment that was activated.

@@ -160,15 +160,6 @@ def check_max_tokens(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
         )
 
 
-def check_packing(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
-    """Context parallelism deals out a row's positions without regard to the samples in it."""
-    if stage.data.packing and recipe.parallel.context > 1:
-        yield (
-            f"stages.{stage.name}.data.packing is true with parallel.context {recipe.parallel.context}, but packed "
-            "samples are not split over context-parallel ranks; set packing: false or context: 1"
-        )
-
-
 def check_shards(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
     """Shards hold their images themselves."""
     if stage.data.in_shards and stage.data.images is not None:
@@ -195,7 +186,6 @@ STAGE_CHECKS: tuple[Callable[[Recipe, StageConfig], Iterator[str]], ...] = (
     check_skip,
     check_compress,
     check_max_tokens,
-    check_packing,
     check_shards,
 )
 

@@ -68,7 +68,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 def newest_run(recipe: Recipe) -> Run | None:
     """What the newest readable checkpoint in the recipe's `output_dir` says of the run; None where there is none.
 
-    Raises CheckpointError where there are checkpoints and none can be read.
+    Raises CheckpointError where there are checkpoints and none can be read, or none is of one of the recipe's stages.
     """
     failure: CheckpointError | None = None
     for stage in reversed(recipe.stages):
@@ -79,4 +79,11 @@ def newest_run(recipe: Recipe) -> Run | None:
                 failure = failure or error
     if failure is not None:
         raise failure
+    if others := sorted(checkpoint_root(recipe).glob("*-" + "[0-9]" * _STEP_DIGITS)):
+        stages = ", ".join(stage.name for stage in recipe.stages)
+        raise CheckpointError(
+            f"output_dir: found {recipe.output_dir}, which holds another run: {others[-1].name}, and no checkpoint of "
+            f"this recipe's stages ({stages}); choose another directory, and to begin from that checkpoint set "
+            f"model.init: {others[-1]}"
+        )
     return None

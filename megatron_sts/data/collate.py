@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_sts.data.encode import IGNORED_LABEL, Encoded
+from megatron_sts.parallel.sequence import round_up
 
 NO_TOKEN = -1
 """Fills up rows of guides."""
@@ -88,11 +89,12 @@ def collate(
     pad_token_id: int,
     packed: bool = False,
     pinned: bool = False,
+    multiple: int = 1,
 ) -> Batch:
     """Expands each `<image>` to `visual_tokens` slots, shifts the labels, pads on the right to `length`.
 
-    packed: the samples lie end to end in one row, each without a label on its last position. pinned: what goes to a
-    GPU lies in pinned memory, which it copies from by itself.
+    packed: the samples lie end to end in one row, each without a label on its last position and padded to a length that
+    `multiple` divides. pinned: what goes to a GPU lies in pinned memory, which it copies from by itself.
     """
     assert visual_tokens >= 1
     size = (1 if packed else len(items), length)
@@ -123,7 +125,7 @@ def collate(
         if pictures is not None:
             assert len(pictures) == len(own_starts), f"{len(pictures)} pictures for {len(own_starts)} images"
             pixels.extend(picture for picture in pictures if picture is not None)
-        row, start = (row, end) if packed else (row + 1, 0)
+        row, start = (row, start + round_up(total, multiple)) if packed else (row + 1, 0)
     return Batch(
         tokens=_pinned(torch.from_numpy(tokens), pinned),
         labels=_pinned(torch.from_numpy(labels), pinned),

@@ -51,7 +51,7 @@ def prepare_index(
     max_tokens: int,
     over_long: OverLong = "error",
     check_count: Callable[[int], None] = lambda count: None,
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
 ) -> Fitted:
     """The samples of `source`, a data file or a directory of shards, that are trained on, and their index: from the
     cache at `path`, or found and left there.
@@ -61,6 +61,7 @@ def prepare_index(
 
     Args:
         check_count: given the number of records before they are measured; may raise.
+        progress: given what is counted, returns what is told how far it is.
 
     Raises:
         DataError: as `read_samples`, `measure_samples` and `fit_lengths`.
@@ -68,9 +69,11 @@ def prepare_index(
     arguments = (template, tokenizer, system_prompt)
 
     def measure() -> MeasuredRecords:
-        samples = read_samples(source)
+        samples = read_samples(source, progress("MB read"))
         check_count(len(samples))
-        return MeasuredRecords(samples.places, measure_samples(samples, *arguments, images_root, progress))
+        return MeasuredRecords(
+            samples.places, measure_samples(samples, *arguments, images_root, progress("records measured"))
+        )
 
     found = load_or_build(path, source, fingerprint(source, *arguments, images_root), measure)
     check_count(len(found.places))

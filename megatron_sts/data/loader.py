@@ -39,6 +39,7 @@ class MicroBatchLoader:
         guided: whether the words of the human turns go along, to choose visual tokens by.
         packed: where samples are packed, which of them form the micro-batches of a step; None: `micro` neighbours each.
         own_images: of so many images of a micro-batch those that this rank reads; by default all.
+        multiple: what packed samples' lengths are padded to a multiple of.
 
     Raises:
         DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a worker process was lost.
@@ -62,11 +63,13 @@ class MicroBatchLoader:
         guided: bool = False,
         packed: MicroBatchesOfStep | None = None,
         own_images: Callable[[int], range] = range,
+        multiple: int = 1,
     ) -> None:
         assert sampler.count == len(samples)
         self._image_token_id = image_token_id(tokenizer)
         self._pad_token_id = pad_token_id(tokenizer)
         self._packed = packed is not None
+        self._multiple = multiple
         self._micro_batches = len(rank_slice(list(range(sampler.global_batch)), data_rank, data_size, micro))
         self._numbers = _Numbers(0, last_step, self._micro_batches)
         self._next_step = 0
@@ -143,7 +146,7 @@ class MicroBatchLoader:
         """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
         ids = (self._image_token_id, self._pad_token_id)
         pinned = has_gpu()
-        return [collate(items, visual_tokens, length, *ids, self._packed, pinned) for items in step]
+        return [collate(items, visual_tokens, length, *ids, self._packed, pinned, self._multiple) for items in step]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data.index import SampleIndex
 from megatron_sts.data.packing import cut_by_length
 from megatron_sts.data.sampler import LengthGroups, StepSampler
-from megatron_sts.parallel.sequence import padded_length
+from megatron_sts.parallel.sequence import padded_length, round_up, sample_multiple
 from megatron_sts.sts import stage_steps
 
 # More of them would not change a share that is told in percent.
@@ -43,10 +43,12 @@ def describe_steps(recipe: Recipe, stage: StageConfig, index: SampleIndex, visua
 def _padding(recipe: Recipe, steps: list[np.ndarray], micro_batches: int | None) -> float:
     """Of steps whose samples have these lengths; packed into so many rows, or each sample in one of its own."""
     tokens = positions = 0
+    multiple = sample_multiple(recipe.parallel.context)
     for lengths in steps:
         rows = lengths
         if micro_batches is not None:
-            rows = np.array([lengths[places].sum() for places in cut_by_length(lengths.tolist(), micro_batches)])
+            padded = np.array([round_up(length, multiple) for length in lengths.tolist()])
+            rows = np.array([padded[places].sum() for places in cut_by_length(lengths.tolist(), micro_batches)])
         tokens += int(lengths.sum())
         positions += padded_length(int(rows.max()), recipe) * len(rows)
     return 1 - tokens / positions

@@ -9,6 +9,7 @@ import numpy as np
 from megatron_sts.data.llava_json import RecordError, sample_of_record
 from megatron_sts.data.picked_samples import PickedSamples
 from megatron_sts.data.sample import Sample
+from megatron_sts.data.workers import Progress
 from megatron_sts.errors import DataError
 from megatron_sts.records import RecordPlaces, find_records
 from megatron_sts.records.record_places import Members
@@ -44,14 +45,16 @@ class BadRecord:
         return f"record {self.number}{'' if self.id is None else f' (id {self.id!r})'}: {self.problem}"
 
 
-def read_samples(source: Path | str) -> StoredSamples:
+def read_samples(source: Path | str, progress: Progress = lambda done, total: None) -> StoredSamples:
     """Every record of a `.json` file (one list), a `.jsonl` file (one record a line) or a directory of shards.
+
+    progress: told how many megabytes were read.
 
     Raises:
         DataError: the data cannot be read, or some records are bad. All records are looked at; the message lists the
             first ten bad ones and their number.
     """
-    samples, bad = scan_records(source)
+    samples, bad = scan_records(source, progress)
     if bad:
         shown = "\n".join(f"  {record}" for record in bad[:_SHOWN_PROBLEMS])
         more = f" (the first {_SHOWN_PROBLEMS})" if len(bad) > _SHOWN_PROBLEMS else ""
@@ -59,7 +62,9 @@ def read_samples(source: Path | str) -> StoredSamples:
     return samples
 
 
-def scan_records(source: Path | str) -> tuple[StoredSamples, list[BadRecord]]:
+def scan_records(
+    source: Path | str, progress: Progress = lambda done, total: None
+) -> tuple[StoredSamples, list[BadRecord]]:
     """The good records of the data, and the bad ones with what is wrong; DataError where it cannot be read."""
     bad: list[BadRecord] = []
 
@@ -70,7 +75,7 @@ def scan_records(source: Path | str) -> tuple[StoredSamples, list[BadRecord]]:
             name = record.get("id") if isinstance(record, dict) else None
             bad.append(BadRecord(number, str(name) if isinstance(name, str | int) else None, str(problem)))
 
-    places = find_records(Path(source), look)
+    places = find_records(Path(source), look, progress)
     is_good = np.ones(len(places), dtype=bool)
     is_good[[record.number for record in bad]] = False
     return StoredSamples(np.flatnonzero(is_good), places), bad

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_OF_A_LONG_JOB = 5.0
 
 
 @contextmanager
@@ -32,6 +33,23 @@ def shown_progress(what: str, console: Console | None = None) -> Iterator[Callab
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def shown_if_long(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """As `shown_progress`, but nothing is shown of what ends within five seconds."""
+    began = time.monotonic()
+    show: Callable[[int, int], None] | None = None
+    with ExitStack() as stack:
+
+        def show_later(done: int, total: int) -> None:
+            nonlocal show
+            if show is None and time.monotonic() - began > _SECONDS_OF_A_LONG_JOB:
+                show = stack.enter_context(shown_progress(what, console))
+            if show is not None:
+                show(done, total)
+
+        yield show_later
 
 
 def _lines(what: str, console: Console) -> Callable[[int, int], None]:

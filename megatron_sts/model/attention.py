@@ -1,6 +1,7 @@
 """The attention core of the plain layer spec, which shares a sequence out over context-parallel ranks by itself.
 
-Shapes: s positions held by this rank, S of the whole sequence, b micro-batch, a query heads, g groups of size d.
+Shapes: s positions held by this rank, S of the whole sequence, c context-parallel ranks, b micro-batch, a query heads,
+g groups of size d.
 """
 
 import math
@@ -56,24 +57,31 @@ class CausalAttention(torch.nn.Module):
         With packed_seq_params, of a row of packed samples, without b, in and out: each segment attends to itself alone.
         """
         if packed_seq_params is None:
-            return self._attend(query, key, value)
-        assert self.context is None
-        lengths = [end - start for start, end in pairwise(packed_seq_params.cu_seqlens_q.tolist())]
-        parts = (tensor.unsqueeze(1).split(lengths) for tensor in (query, key, value))
+            return self._attend(query, *self._gathered(key, value))
+        query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
+        key, value = self._gathered(key, value)
+        bounds = packed_seq_params.cu_seqlens_q.tolist()
+        lengths = [(end - start) // key.size(0) for start, end in pairwise(bounds)]
+        parts = (query.split(lengths), key.split(lengths, dim=1), value.split(lengths, dim=1))
         return torch.cat([self._attend(*part) for part in zip(*parts, strict=True)]).squeeze(1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Shapes as in `forward`.
+    def _gathered(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [s, b, g, d] -> those of every context-parallel rank [c, s, b, g, d], in one transfer.
 
-        Under context parallelism every rank gathers all keys and values [S, b, g, d], rank by rank; in the backward
-        pass their gradients are summed over the ranks, each for its own positions.
+        In the backward pass their gradients are summed over the ranks, each for its own positions.
         """
+        if self.context is None:
+            return key.unsqueeze(0), value.unsqueeze(0)
+        both = gather_from_sequence_parallel_region(torch.cat([key, value], dim=2), group=self.context)
+        key, value = both.unflatten(0, (self.context.size(), -1)).chunk(2, dim=3)
+        return key, value
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query [s, b, a, d], key and value [c, s, b, g, d], of one segment -> [s, b, a * d]."""
         seen = None
         if self.context is not None:
-            # In one transfer.
-            both = gather_from_sequence_parallel_region(torch.cat([key, value], dim=2), group=self.context)
-            key, value = both.chunk(2, dim=2)
-            seen = _seen(key.size(0), self.context.rank(), self.context.size(), key.device)
+            seen = _seen(key.size(0) * key.size(1), self.context.rank(), self.context.size(), key.device)
+        key, value = key.flatten(0, 1), value.flatten(0, 1)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         output = F.scaled_dot_product_attention(
             query,
@@ -88,12 +96,14 @@ class CausalAttention(torch.nn.Module):
 
 
 def _seen(length: int, rank: int, size: int, device: torch.device) -> Tensor:
-    """[s, S] whether a position of this rank sees a gathered one: it stands there or later.
+    """[s, S] whether a position of this rank sees a gathered one of the same segment: it stands there or later.
 
-    Contract: ranks hold the positions that parallel.sequence.own_ranges says, in that order.
+    Contract: ranks hold the positions of each segment that parallel.sequence.own_ranges says, in that order.
     """
     held = [
-        torch.cat([torch.arange(start, end, device=device) for start, end in own_ranges(length, 0, 1, of_rank, size)])
+        torch.cat(
+            [torch.arange(start, end, device=device) for start, end in own_ranges((length,), 0, 1, of_rank, size)]
+        )
         for of_rank in range(size)
     ]
     return held[rank][:, None] >= torch.cat(held)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_sts.parallel.chunk import places_in
+
 
 @dataclass(frozen=True)
 class VisualRows:
@@ -28,14 +30,11 @@ def visual_rows(
 ) -> VisualRows:
     """The visual tokens, `visual_tokens` of each image, whose position lies in one of the ranges [start, end).
 
-    The ranges follow one another in the chunk.
+    The ranges ascend, and follow one another in the chunk.
     image_rows, image_starts [n]: each image's row in the micro-batch and the position of its first slot.
     """
     slots = image_starts[:, None] + torch.arange(visual_tokens, device=image_rows.device)
-    in_chunk, passed = torch.full_like(slots, -1), 0
-    for start, end in ranges:
-        in_chunk = torch.where((slots >= start) & (slots < end), slots - start + passed, in_chunk)
-        passed += end - start
+    in_chunk = places_in(ranges, slots)
     image, slot = (in_chunk >= 0).nonzero(as_tuple=True)
     return VisualRows(image, slot, in_chunk[image, slot], image_rows[image])
 

@@ -79,28 +79,29 @@ class MultimodalModel(MegatronModule):
         2. Run the chunk's layers; those that the plan skips are the identity.
         3. Last chunk: with labels [b, s] the loss per token [b, s], without the logits [b, s, V / t].
         Other chunks return hidden states [s, b, h] (s divided by t under sequence parallelism).
-        segments: lengths, s in sum, of the samples that lie end to end in a micro-batch of one row: each attends to
-        itself alone, with positions of its own.
+        segments: lengths of the samples that lie end to end in a micro-batch of one row: each attends to itself
+        alone, with positions of its own.
         """
         embedded = None
         if self.pre_process:
             assert batch is not None
-            embedded = self._embed(batch)
+            embedded = self._embed(batch, segments)
         return self.language(
             input_ids=None,
             position_ids=None,
             attention_mask=None,
             decoder_input=embedded,
             labels=labels,
-            packed_seq_params=None if segments is None else packed_parameters(segments),
+            packed_seq_params=None if segments is None else packed_parameters(segments, self.pg_collection.cp.size()),
         )
 
-    def _embed(self, batch: Batch) -> Tensor:
+    def _embed(self, batch: Batch, segments: Sequence[int] | None = None) -> Tensor:
         assert self._plan is not None and self.visual is not None
         context = self.pg_collection.cp
-        held = own_ranges(batch.tokens.size(1), context_rank=context.rank(), context_size=context.size())
+        whole = segments or (batch.tokens.size(1),)
+        held = own_ranges(whole, context_rank=context.rank(), context_size=context.size())
         text = self.language.embedding(input_ids=take(batch.tokens, held), position_ids=None)
-        return self.visual.embed_into(text, batch, self._plan)
+        return self.visual.embed_into(text, batch, self._plan, segments)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

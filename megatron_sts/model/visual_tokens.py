@@ -4,7 +4,7 @@ Shapes: n images, m of them this rank's share, K visual tokens kept of an image,
 tower's width, h hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from megatron_sts.model.compressor import NEEDS_GUIDE, ImageContext, compress
 from megatron_sts.model.merge import VisualRows, merge, visual_rows
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.vision import VisionTower
+from megatron_sts.parallel.chunk import places_in
 from megatron_sts.parallel.exchange import own_share, send_to_owners
 from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
@@ -38,22 +39,29 @@ class VisualTokens:
     tensor: dist.ProcessGroup
     config: TransformerConfig
 
-    def embed_into(self, text: Tensor, batch: Batch, plan: StepPlan) -> Tensor:
-        """Text embeddings [s, b, h] of the own chunk -> those with the kept visual tokens in their slots."""
-        projected, rows = self.projected_rows(batch, plan)
+    def embed_into(self, text: Tensor, batch: Batch, plan: StepPlan, segments: Sequence[int] | None = None) -> Tensor:
+        """Text embeddings [s, b, h] of the own chunk -> those with the kept visual tokens in their slots.
+
+        segments: as in MultimodalModel.forward.
+        """
+        projected, rows = self.projected_rows(batch, plan, segments)
         if rows.image.numel():
             return merge(text, projected, rows)
         # No visual token here: a row weighted with zero, so that every gradient arrives everywhere.
         return text + 0.0 * projected.sum() if projected.requires_grad else text
 
-    def projected_rows(self, batch: Batch, plan: StepPlan) -> tuple[Tensor, VisualRows]:
+    def projected_rows(
+        self, batch: Batch, plan: StepPlan, segments: Sequence[int] | None = None
+    ) -> tuple[Tensor, VisualRows]:
         """The kept visual tokens [v, h] of the own chunk and their places; one row where there are none."""
-        features, rows = self.own_rows(batch, plan)
+        features, rows = self.own_rows(batch, plan, segments)
         if not features.size(0):
             features = torch.cat([features, features.new_zeros(1, features.size(1))])
         return self.projector(features), rows
 
-    def own_rows(self, batch: Batch, plan: StepPlan) -> tuple[Tensor, VisualRows]:
+    def own_rows(
+        self, batch: Batch, plan: StepPlan, segments: Sequence[int] | None = None
+    ) -> tuple[Tensor, VisualRows]:
         """Features [v, w] of the kept visual tokens in this rank's chunk of the sequence, and where each belongs.
 
         1. Run the tower on this rank's share of the images and compress them: [m, K, w].
@@ -64,7 +72,7 @@ class VisualTokens:
         be put together; the batch has the pixels of `Place.own_images` alone.
         """
         count, size = batch.image_rows.size(0), self.group.size()
-        chunks = [self.chunk(batch.tokens.size(1), rank) for rank in range(size)]
+        chunks = [self.chunk(segments or (batch.tokens.size(1),), rank) for rank in range(size)]
         rows = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, chunks[self.group.rank()])
         shares = [own_share(count, rank, size) for rank in range(size)]
         own = shares[self.group.rank()]
@@ -72,7 +80,7 @@ class VisualTokens:
         if size == 1 or not count:
             return kept, rows
         slots = batch.image_starts[own.start : own.stop, None] + torch.arange(plan.visual_tokens)
-        held = {chunk: _places_in(slots.flatten(), chunk) for chunk in set(chunks)}
+        held = {chunk: (places_in(chunk, slots.flatten()) >= 0).nonzero().flatten() for chunk in set(chunks)}
         leaving = torch.cat([held[chunk] for chunk in chunks])
         # Shares are neighbours in the order of the ranks, so that what arrives is in the order of `rows`.
         source = torch.repeat_interleave(torch.tensor([len(share) for share in shares]))
@@ -87,12 +95,12 @@ class VisualTokens:
             rows,
         )
 
-    def chunk(self, length: int, rank: int) -> tuple[tuple[int, int], ...]:
-        """What a rank of the group holds of a sequence."""
+    def chunk(self, segments: Sequence[int], rank: int) -> tuple[tuple[int, int], ...]:
+        """What a rank of the group holds of a row of segments."""
         tensor_size = self.tensor.size()
         context_rank, tensor_rank = divmod(rank, tensor_size)
         place = (tensor_rank, tensor_size) if self.config.sequence_parallel else (0, 1)
-        return own_ranges(length, *place, context_rank, self.group.size() // tensor_size)
+        return own_ranges(segments, *place, context_rank, self.group.size() // tensor_size)
 
     def _kept(self, batch: Batch, plan: StepPlan, own: range) -> Tensor:
         """[m, K, w] of the own images. A trained tower takes part also without one, on a black picture."""
@@ -146,14 +154,6 @@ class VisualTokens:
         if self.tensor.size() > 1:
             dist.all_reduce(sums, group=self.tensor)
         return sums / (guides != NO_TOKEN).sum(dim=1, keepdim=True).clamp_min(1)
-
-
-def _places_in(positions: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
-    """Which of the positions [r] lie in one of the ranges [start, end), by their place among them, in order."""
-    inside = torch.zeros_like(positions, dtype=torch.bool)
-    for start, end in ranges:
-        inside |= (positions >= start) & (positions < end)
-    return inside.nonzero().flatten()
 
 
 def is_trained(module: torch.nn.Module) -> bool:

@@ -9,3 +9,13 @@ def take(rows: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     if ranges == ((0, rows.size(1)),):
         return rows
     return torch.cat([rows[:, start:end] for start, end in ranges], dim=1)
+
+
+def places_in(ranges: tuple[tuple[int, int], ...], positions: Tensor) -> Tensor:
+    """Of each position its place in the chunk that the ranges [start, end) make up, which ascend; -1 outside."""
+    starts, ends = (torch.tensor(bounds, device=positions.device) for bounds in zip(*ranges, strict=True))
+    lengths = ends - starts
+    nearest = torch.bucketize(positions, starts, right=True) - 1
+    held = nearest.clamp_min(0)
+    places = positions - starts[held] + (lengths.cumsum(0) - lengths)[held]
+    return torch.where((nearest >= 0) & (positions < ends[held]), places, -1)

@@ -10,6 +10,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_sts.config import ParallelConfig
+from megatron_sts.errors import LostRankError
 from megatron_sts.parallel.device import backend, prepare_device
 from megatron_sts.parallel.exchange import own_share
 
@@ -60,16 +61,15 @@ def world_size_of_environment() -> int:
 def start_groups(parallel: ParallelConfig, seed: int) -> Place:
     """Join the process group (once) and lay the model-parallel groups over it.
 
-    Without torchrun's environment variables a group of one process is made.
+    Without torchrun's environment variables a group of one process is made. Raises LostRankError where the ranks do not
+    come together.
     """
     device = prepare_device()
     minutes = parallel.timeout_minutes + (_NCCL_MARGIN_MINUTES if backend() == "nccl" else 0.0)
     if not dist.is_initialized():
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
             os.environ.setdefault(name, value)
-        dist.init_process_group(backend(), timeout=timedelta(minutes=minutes))
-        # NCCL's barriers run on the device of the first collective; before one, on a guess from the rank.
-        dist.all_reduce(torch.zeros(1, device=device))
+        _join(device, minutes)
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -83,6 +83,20 @@ def start_groups(parallel: ParallelConfig, seed: int) -> Place:
     # The model has no dropout; megatron-core still forks this state around its tensor-parallel regions.
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return place()
+
+
+def _join(device: torch.device, minutes: float) -> None:
+    try:
+        dist.init_process_group(backend(), timeout=timedelta(minutes=minutes))
+        # NCCL's barriers run on the device of the first collective; before one, on a guess from the rank.
+        dist.all_reduce(torch.zeros(1, device=device))
+    except RuntimeError as error:
+        raise LostRankError(
+            f"the {os.environ['WORLD_SIZE']} ranks could not join over {backend()} ({str(error).strip()}); either "
+            "another rank ended, then its node says why, or the nodes do not reach each other by these addresses: name "
+            "the network between them, by --interface of examples/launch/torchrun.sh or by GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME"
+        ) from error
 
 
 def place() -> Place:

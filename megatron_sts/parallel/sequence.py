@@ -1,6 +1,8 @@
 """The sequence dimension: the padded length, and the part of it that each rank holds."""
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from megatron_sts.config import FP8_MULTIPLE, Recipe
 
@@ -20,26 +22,39 @@ def length_multiple(recipe: Recipe) -> int:
 
 def padded_length(length: int, recipe: Recipe) -> int:
     """The least legal sequence length that holds `length` tokens."""
-    multiple = length_multiple(recipe)
+    return round_up(length, length_multiple(recipe))
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The least multiple that holds `length`."""
     return -(-length // multiple) * multiple
 
 
-def own_ranges(
-    length: int, tensor_rank: int = 0, tensor_size: int = 1, context_rank: int = 0, context_size: int = 1
-) -> tuple[tuple[int, int], ...]:
-    """The positions [start, end) of a sequence that a rank holds, in the order in which it holds them.
+def sample_multiple(context_size: int) -> int:
+    """What the length of a sample in a packed row must be a multiple of: context parallelism cuts each by itself.
 
-    Context parallelism deals out 2c chunks, two to a rank, the early with the late one (zigzag), so that causal
-    attention costs all ranks the same; under sequence parallelism the `tensor_size` ranks that share a context rank
-    take contiguous parts of what it holds, elsewhere tensor_size is 1.
+    Contract: the data pads samples to it, and packing.py of the model tells attention of the padded ones.
     """
-    half, parts = length // (2 * context_size), length // (context_size * tensor_size)
+    return 2 * context_size if context_size > 1 else 1
+
+
+def own_ranges(
+    segments: Sequence[int], tensor_rank: int = 0, tensor_size: int = 1, context_rank: int = 0, context_size: int = 1
+) -> tuple[tuple[int, int], ...]:
+    """The positions [start, end) of a row that a rank holds, in the order in which it holds them, which is ascending.
+
+    segments: the lengths of what lies end to end in the row, its own alone where nothing is packed.
+    Context parallelism deals out 2c chunks of each segment, two to a rank, the early with the late one (zigzag), so
+    that causal attention costs all ranks the same; under sequence parallelism the `tensor_size` ranks that share a
+    context rank take contiguous parts of what it holds, elsewhere tensor_size is 1.
+    """
+    length = sum(segments)
+    parts = length // (context_size * tensor_size)
     if context_size == 1:
         held = [(0, length)]
     else:
-        assert length % (2 * context_size) == 0
-        chunks = (context_rank, 2 * context_size - 1 - context_rank)
-        held = [(chunk * half, (chunk + 1) * half) for chunk in chunks]
+        bounds = pairwise((0, *accumulate(segments)))
+        held = [part for start, end in bounds for part in _zigzag(start, end, context_rank, context_size)]
     assert length % (context_size * tensor_size) == 0
     first, last = tensor_rank * parts, (tensor_rank + 1) * parts
     own, passed = [], 0
@@ -49,3 +64,9 @@ def own_ranges(
             own.append((start + low, start + high))
         passed += end - start
     return tuple(own)
+
+
+def _zigzag(start: int, end: int, rank: int, size: int) -> list[tuple[int, int]]:
+    assert (end - start) % (2 * size) == 0
+    part = (end - start) // (2 * size)
+    return [(start + chunk * part, start + (chunk + 1) * part) for chunk in (rank, 2 * size - 1 - rank)]

@@ -1,11 +1,21 @@
 """What all ranks do as one: an error of one is raised by all, so that none is left waiting."""
 
+import contextlib
+import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
 from megatron_sts.errors import MegatronStsError
+
+_CALLS = "calls"
+_ENDED = "ended"
+# Between two looks at the store: of the time waited so far, and at most.
+_PAUSE_SHARE = 0.1
+_LONGEST_PAUSE_SECONDS = 1.0
 
 
 def rank_zero_does(action: Callable[[], None]) -> None:
@@ -19,6 +29,49 @@ def rank_zero_does(action: Callable[[], None]) -> None:
     dist.broadcast_object_list(outcome, src=0)
     if outcome[0] is not None:
         raise outcome[0]
+
+
+def rank_zero_works(work: Callable[[Callable[[], None]], None], patience: float) -> None:
+    """As `rank_zero_does`, for work that may take longer than a collective waits.
+
+    work: given a function that it calls as it gets on. The others wait outside of any collective for as long as no
+    more than `patience` seconds pass between two calls; then inside one, whose own timeout ends them.
+    """
+    name = [uuid.uuid4().hex]
+    dist.broadcast_object_list(name, src=0)
+    # A connection of its own: those that libraries hold must not be kept waiting.
+    store = dist.PrefixStore(f"megatron_sts/{name[0]}", _get_default_store().clone())  # type: ignore[attr-defined]
+
+    # What has become of a lost store, or of rank 0, is told where a collective fails.
+    lost = contextlib.suppress(dist.DistError)
+
+    def gets_on() -> None:
+        with lost:
+            store.add(_CALLS, 1)
+
+    def action() -> None:
+        try:
+            work(gets_on)
+        finally:
+            with lost:
+                store.set(_ENDED, "")
+
+    if dist.get_rank() != 0:
+        with lost:
+            _wait_while_it_gets_on(store, patience)
+    rank_zero_does(action)
+
+
+def _wait_while_it_gets_on(store: dist.Store, patience: float) -> None:
+    began = moved = time.monotonic()
+    calls = 0
+    while not store.check([_ENDED]):
+        now, found = time.monotonic(), store.add(_CALLS, 0)
+        if found != calls:
+            calls, moved = found, now
+        if now - moved > patience:
+            return
+        time.sleep(min(_LONGEST_PAUSE_SECONDS, 0.001 + _PAUSE_SHARE * (now - began)))
 
 
 def from_all_ranks(own: Any) -> list[Any]:

@@ -72,6 +72,8 @@ def _work_lines(found: RecipeForecast, stage: StageForecast, work: Work) -> list
     length = f"{work.length:,}" + (f" ({work.length_dense:,} dense)" if work.length != work.length_dense else "")
     lines = [
         f"  sequence: {length} tokens, padded, of a mean sample",
+        f"  not in it: {'packing' if config.data.packing else 'padding to the longest sample of a step'}, which "
+        "prepare_data.py check --config measures on the data",
         f"  FLOPs: {work.flops_executed:.4g} executed, {work.flops_dense:.4g} dense; ideal speed-up "
         f"{work.ideal_speedup:.3f}x",
     ]

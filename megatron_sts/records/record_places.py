@@ -20,6 +20,7 @@ Members = tuple[Member, ...] | None
 Seen = Callable[[int, Any, Members], None]
 """Called with the number of a record, its value and its pictures."""
 
+_RECORDS_BETWEEN_WORDS = 64
 _ARRAYS = ("records", "pictures", "first_pictures")
 
 
@@ -67,9 +68,14 @@ class RecordPlaces:
         return cls(source, tuple(_files(source)), records, pictures, first_pictures)
 
 
-def find_records(source: Path, seen: Seen = lambda number, value, pictures: None) -> RecordPlaces:
+def find_records(
+    source: Path,
+    seen: Seen = lambda number, value, pictures: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> RecordPlaces:
     """Goes through a `.json` file (one list), a `.jsonl` file (one record a line) or a directory of shards once.
 
+    progress: told now and then how many of how many megabytes were passed.
     Contract: training has one sample for each record, so a plan counts them without looking inside.
     Raises DataError where it cannot be read or holds no record; records are not looked into.
     """
@@ -83,6 +89,8 @@ def find_records(source: Path, seen: Seen = lambda number, value, pictures: None
             pictures.extend((member.offset, member.size))
         first_pictures.append(len(pictures) // 2)
         number += 1
+        if number % _RECORDS_BETWEEN_WORDS == 0:
+            progress(*_megabytes(files, place))
     if not number:
         raise DataError(f"{source}: holds no record; give data with at least one conversation")
     return RecordPlaces(
@@ -103,6 +111,13 @@ def _scan(source: Path, files: tuple[StoredFile, ...]) -> Iterator[tuple[Any, tu
         for record in scan_shard(file):
             members = tuple(Member(file, picture.offset, picture.size) for picture in record.pictures)
             yield record.value, (number, record.json.offset, record.json.size), members
+
+
+def _megabytes(files: tuple[StoredFile, ...], place: tuple[int, int, int]) -> tuple[int, int]:
+    """(those before the end of a place, all of them); rounded so that they are all at the very end alone."""
+    number, offset, size = place
+    passed = sum(file.size for file in files[:number]) + offset + size
+    return passed // 10**6, -(-sum(file.size for file in files) // 10**6)
 
 
 def _files(source: Path) -> list[StoredFile]:

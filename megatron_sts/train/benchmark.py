@@ -6,7 +6,7 @@ loader takes no part. The ways alternate step by step in one process group, over
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data import IGNORED_LABEL, Batch, Encoded, RawItem, collate
 from megatron_sts.parallel.device import device_name, has_gpu, peak_memory_bytes, reset_peak_memory, synchronize
 from megatron_sts.parallel.groups import Place, start_groups
-from megatron_sts.parallel.sequence import padded_length
+from megatron_sts.parallel.sequence import padded_length, sample_multiple
 from megatron_sts.sts import StagePlanner, StepPlan, step_flops
 from megatron_sts.train.comparison import Comparison, summary
 from megatron_sts.train.loop import prepare_stage
@@ -52,9 +52,7 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
     for name in comparison.ways:
         changed = comparison.recipe_of(name, recipe)
         planner = StagePlanner(changed, changed.stage(stage.name), total_steps, total_steps)
-        # The middle of each part of the stage: the mean over a schedule that fades is then not off to one side.
-        steps = [total_steps * (2 * number + 1) // (2 * comparison.plans) for number in range(comparison.plans)]
-        runs[name] = Run([planner.plan(step) for step in steps], {})
+        runs[name] = Run([planner.plan(step) for step in comparison.steps(total_steps)], {})
 
     place = start_groups(recipe.parallel, recipe.seed)
     stepper = Stepper(recipe, stage, total_steps, place)
@@ -89,9 +87,9 @@ class Stepper:
     """Trains single steps of a stage on made-up samples."""
 
     def __init__(self, recipe: Recipe, stage: StageConfig, total_steps: int, place: Place):
-        assert stage.data.text_tokens is not None
         self._recipe, self._stage, self._place = recipe, stage, place
-        self._text_tokens: int = stage.data.text_tokens
+        # Without it only `timed` can be asked for.
+        self._text_tokens = stage.data.text_tokens or 0
         self._images = int(stage.data.has_images)
         self.parts = prepare_stage(recipe, stage, total_steps, Start(None, 0, resumes=False), place)
         self._micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
@@ -120,11 +118,15 @@ class Stepper:
         micro, length = self._stage.batch.micro, self.length(plan)
         needs_data = self._place.first_stage or self._place.last_stage
         batches = list(self.batches(plan, length)) if needs_data else None
+        return self.timed(lambda: self.parts.step.run(plan, batches, self._micro_batches, micro, length))
+
+    def timed(self, run: Callable[[], object]) -> tuple[float, int]:
+        """As `time`, of whatever a step is on this rank."""
         reset_peak_memory()
         synchronize()
         dist.barrier()
         began = time.perf_counter()
-        self.parts.step.run(plan, batches, self._micro_batches, micro, length)
+        run()
         synchronize()
         measured = torch.tensor([time.perf_counter() - began, peak_memory_bytes()], dtype=torch.float64)
         measured = measured.to(torch.cuda.current_device())
@@ -134,19 +136,28 @@ class Stepper:
 
     def batches(self, plan: StepPlan, length: int) -> Iterator[Batch]:
         """Micro-batches of random tokens and noise, one picture first where the stage has pictures."""
+        micro = self._stage.batch.micro
+        for _ in range(self._micro_batches):
+            yield self.batch([self._text_tokens] * micro, [self._images] * micro, plan, length)
+
+    def batch(
+        self, text_tokens: Sequence[int], images: Sequence[int], plan: StepPlan, length: int, packed: bool = False
+    ) -> Batch:
+        """A micro-batch of samples with so many random tokens behind so many pictures of noise each."""
         size = self._recipe.architecture.vision.image_size
         image_token = self._recipe.architecture.language.vocabulary_size - 1
-        share = self._place.own_images(self._stage.batch.micro * self._images)
-        for _ in range(self._micro_batches):
-            items: list[RawItem] = []
-            for _ in range(self._stage.batch.micro):
-                text = torch.randint(0, image_token, (self._text_tokens,), generator=self._generator).tolist()
-                images = [image_token] * self._images
-                own = self._place.first_stage and len(items) in share
-                noise = [torch.rand(3, size, size, generator=self._generator) if own else None for _ in images]
-                encoded = Encoded(images + text, [IGNORED_LABEL] * self._images + text)
-                items.append(RawItem(encoded, noise, len(items), text))
-            yield collate(items, plan.visual_tokens, length, image_token, pad_token_id=0, pinned=has_gpu())
+        share = self._place.own_images(sum(images)) if self._place.first_stage else range(0)
+        items: list[RawItem] = []
+        passed = 0
+        for of_text, of_images in zip(text_tokens, images, strict=True):
+            text = torch.randint(0, image_token, (of_text,), generator=self._generator).tolist()
+            places = range(passed, passed + of_images)
+            noise = [torch.rand(3, size, size, generator=self._generator) if n in share else None for n in places]
+            encoded = Encoded([image_token] * of_images + text, [IGNORED_LABEL] * of_images + text)
+            items.append(RawItem(encoded, noise, len(items), text))
+            passed += of_images
+        multiple = sample_multiple(self._recipe.parallel.context)
+        return collate(items, plan.visual_tokens, length, image_token, 0, packed, has_gpu(), multiple)
 
 
 def _figures(run: Run, stepper: Stepper) -> dict[str, float]:

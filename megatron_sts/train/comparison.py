@@ -53,6 +53,11 @@ class Comparison:
         """The recipe whose plan a way follows, for the stage that is compared; ConfigError where it does not fit."""
         return resolve_skip_groups(recipe.model_copy(update={"stages": (self.changes[way](recipe.stage(self.stage)),)}))
 
+    def steps(self, total_steps: int) -> list[int]:
+        """The steps that are timed, 0-based: the middle of each part of the stage, so that the mean over a schedule
+        that fades is not off to one side."""
+        return [total_steps * (2 * number + 1) // (2 * self.plans) for number in range(self.plans)]
+
     def total_steps(self, recipe: Recipe) -> int:
         """Steps of the stage, from the recipe alone; ConfigError where it has not the sizes."""
         stage = recipe.stage(self.stage)
@@ -74,12 +79,17 @@ def check_comparison(comparison: Comparison, recipe: Recipe) -> None:
         raise ConfigError(
             f"--compare is '{','.join(ways)}'; give dense and at least one other, each once, of {', '.join(known)}"
         )
-    for option, value in (("plans", comparison.plans), ("repeats", comparison.repeats)):
-        if value < 1:
-            raise ConfigError(f"--{option} is {value}; give at least 1")
+    check_counts(comparison)
     comparison.total_steps(recipe)
     for way in ways:
         comparison.recipe_of(way, recipe)
+
+
+def check_counts(comparison: Comparison) -> None:
+    """Raise ConfigError, naming the option, where nothing would be timed."""
+    for option, value in (("plans", comparison.plans), ("repeats", comparison.repeats)):
+        if value < 1:
+            raise ConfigError(f"--{option} is {value}; give at least 1")
 
 
 def check_compression(comparison: Comparison, recipe: Recipe) -> None:
@@ -116,6 +126,20 @@ def compression_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def packing_table(result: dict[str, Any]) -> str:
+    """The packing suite's result to read."""
+    lines = [
+        f"stage {result['stage']}, {result['steps']} steps of {result['samples']} samples on {result['device']}",
+        f"{'run':<10}{'step s':>10}{'tokens/s':>12}{'padding':>10}{'row':>10}{'memory GiB':>12}",
+    ]
+    for name, run in result["runs"].items():
+        lines.append(
+            f"{name:<10}{run['step_time_s']:>10.4f}{run['tokens_per_second']:>12,.0f}{run['padding']:>10.1%}"
+            f"{run['sequence_length']:>10,.0f}{run['peak_memory_bytes'] / 2**30:>12.2f}"
+        )
+    return "\n".join([*lines, f"packed is {result['speedup']:.3f} times as fast"])
+
+
 def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Each run's figures with its saving against `dense`; that of the first other run once more by itself.
 
@@ -138,6 +162,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"stage {result['stage']} on {result['device']}; tensor {layout['tensor']} x pipeline {layout['pipeline']} "
         f"(virtual {layout['virtual_pipeline']}) x data {layout['data']}",
+        "samples are all of the mean length, so that none is padded to another; --suite packing takes the data's",
         f"{'run':<14}{'step s':>10}{'FLOPs':>12}{'memory GiB':>12}{'speed-up':>10}{'ideal':>8}{'retained':>10}",
     ]
     for name, run in result["runs"].items():

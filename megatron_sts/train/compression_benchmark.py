@@ -106,7 +106,7 @@ def _least_bytes(batch: Batch, plan: StepPlan, way: VisualTokens) -> int:
     moved = 0
     for rank in range(size):
         own = own_share(count, rank, size)
-        image = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, way.chunk(length, rank)).image
+        image = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, way.chunk((length,), rank)).image
         moved += int(((image < own.start) | (image >= own.stop)).sum())
     weight = way.projector.linear_1.weight
     return moved * weight.size(1) * weight.element_size()

@@ -73,6 +73,8 @@ def train_stage(
     Leaves a checkpoint of where it ends; returns why that was before the stage's end, if it was.
     """
     if start.step == data.total_steps:
+        if place.rank == 0:
+            print(f"{stage.name}: all {data.total_steps:,} steps are done, in {start.checkpoint}", flush=True)
         return StopReason.NONE
     parts = prepare_stage(recipe, stage, data.total_steps, start, place)
     layers = recipe.architecture.language.layers

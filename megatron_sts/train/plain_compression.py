@@ -1,5 +1,7 @@
 """The plain way to compress under sequence parallelism, which a benchmark measures ours against."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,11 +33,13 @@ class PlainVisualTokens(VisualTokens):
         dist.all_gather_into_tensor(gathered, padded, group=self.group)
         return torch.cat([part[:held] for part, held in zip(gathered.chunk(size), shares, strict=True)])
 
-    def projected_rows(self, batch: Batch, plan: StepPlan) -> tuple[Tensor, VisualRows]:
+    def projected_rows(
+        self, batch: Batch, plan: StepPlan, segments: Sequence[int] | None = None
+    ) -> tuple[Tensor, VisualRows]:
         """As in VisualTokens, by way of every visual token on every rank."""
         features = self.gathered(batch, plan)
         projected = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-        chunk = self.chunk(batch.tokens.size(1), self.group.rank())
+        chunk = self.chunk(segments or (batch.tokens.size(1),), self.group.rank())
         rows = visual_rows(batch.image_rows, batch.image_starts, plan.visual_tokens, chunk)
         kept = compress(projected, plan, self.image_context(batch, plan, slice(0, len(projected)), lambda rows: rows))
         return kept[rows.image, rows.slot], rows

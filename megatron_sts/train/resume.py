@@ -54,14 +54,18 @@ def find_start(recipe: Recipe, stage_number: int, total_steps: int) -> Start:
     """Where a stage begins: its own newest whole checkpoint, else the previous stage's end, else `model.init`.
 
     All ranks together. Raises CheckpointError where the checkpoint is damaged, where the recipe differs from the
-    checkpoint's, or where the previous stage has not ended.
+    checkpoint's, where it has done more steps than the stage has, or where the previous stage has not ended.
     """
     stage = recipe.stages[stage_number]
     own, notes = newest_whole(recipe, stage.name)
     if own is not None:
         run = read_run(own)
         changed = check_resumable(own, run, recipe)
-        assert run.step <= total_steps
+        if run.step > total_steps:
+            raise CheckpointError(
+                f"{own} has done {run.step} steps, but with the data of now the stage has {total_steps}; give it the "
+                f"data that it was begun with (stages.{stage.name}.data), or choose another output_dir to start anew"
+            )
         return Start(own, run.step, resumes=True, notes=(*notes, *changed))
     if stage_number == 0:
         if recipe.model.init is not None:

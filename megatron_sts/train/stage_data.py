@@ -1,12 +1,14 @@
 """The data of one stage, and the plan and shape of each of its steps."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Any
 
 import torch.distributed as dist
+from rich.console import Console
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data import (
@@ -24,9 +26,11 @@ from megatron_sts.data import (
     rank_slice,
     with_tail,
 )
+from megatron_sts.data.workers import Progress
+from megatron_sts.evaluation.progress import shown_if_long
 from megatron_sts.parallel.groups import Place
-from megatron_sts.parallel.sequence import padded_length
-from megatron_sts.parallel.together import rank_zero_does
+from megatron_sts.parallel.sequence import padded_length, round_up, sample_multiple
+from megatron_sts.parallel.together import rank_zero_works
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
 from megatron_sts.train.quarantine import Quarantine
 
@@ -62,9 +66,10 @@ class StageData:
         Ranks other than 0 wait for rank 0 to measure the samples, then read its index.
         """
         self._recipe, self._stage = recipe, stage
+        self._multiple = sample_multiple(recipe.parallel.context)
         self.tokenizer = load_tokenizer(recipe)
         self._template = find_template(stage.data.template, self.tokenizer)
-        self.fitted = _on_rank_zero_first(self._measure)
+        self.fitted = self._fit()
         self.samples, self.index = self.fitted.samples, self.fitted.index
         groups = None
         if stage.data.group_by_length:
@@ -84,7 +89,31 @@ class StageData:
         """Samples whose visual tokens are to be chosen by words that they do not have; `uniform` steps in."""
         return int(self.index.lacks_guide.sum()) if self._guided else 0
 
-    def _measure(self) -> Fitted:
+    def _fit(self) -> Fitted:
+        """On rank 0, which says how far it is, then on the others, which find its index."""
+        if not dist.is_initialized():
+            return self._measure()
+        found: list[Fitted] = []
+
+        def measure_first(gets_on: Callable[[], None]) -> None:
+            console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+            with ExitStack() as stack:
+
+                def start(what: str) -> Progress:
+                    show = stack.enter_context(shown_if_long(f"{what} for stage {self._stage.name}", console))
+
+                    def progress(done: int, total: int) -> None:
+                        show(done, total)
+                        gets_on()
+
+                    return progress
+
+                found.append(self._measure(start))
+
+        rank_zero_works(measure_first, self._recipe.parallel.timeout_minutes * 60)
+        return found[0] if found else self._measure()
+
+    def _measure(self, progress: Callable[[str], Progress] = lambda what: lambda done, total: None) -> Fitted:
         stage = self._stage
         return prepare_index(
             self._recipe.output_dir / "index" / f"{stage.name}.npz",
@@ -97,6 +126,7 @@ class StageData:
             stage.data.max_tokens,
             stage.data.over_long,
             partial(check_sample_count, stage),
+            progress,
         )
 
     def shape(self, plan: StepPlan) -> StepShape:
@@ -107,8 +137,9 @@ class StageData:
         if not self._stage.data.packing:
             return StepShape(padded_length(int(lengths.max()), self._recipe), len(indices), images, tokens, None)
         micro_batches = self._cut(lengths.tolist())
-        length = padded_length(max(int(lengths[places].sum()) for places in micro_batches), self._recipe)
-        segments = tuple(with_tail(lengths[places].tolist(), length) for places in micro_batches)
+        rows = [[round_up(length, self._multiple) for length in lengths[places].tolist()] for places in micro_batches]
+        length = padded_length(max(map(sum, rows)), self._recipe)
+        segments = tuple(with_tail(row, length) for row in rows)
         return StepShape(length, len(segments), images, tokens, segments)
 
     def micro_batches(self, step: int) -> list[list[int]]:
@@ -189,15 +220,7 @@ class StageData:
             guided=self._guided,
             packed=self.micro_batches if stage.data.packing else None,
             own_images=place.own_images,
+            multiple=self._multiple,
         )
         loader.load_state_dict({"step": first_step})
         return loader
-
-
-def _on_rank_zero_first(measure: Any) -> Any:
-    """Run on rank 0, then on the others, which find its cache; an error of rank 0 is raised by all."""
-    if not dist.is_initialized():
-        return measure()
-    results: list[Any] = []
-    rank_zero_does(lambda: results.append(measure()))
-    return results[0] if results else measure()

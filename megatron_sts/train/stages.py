@@ -54,14 +54,15 @@ def _train_stages(recipe: Recipe, only_stage: str | None, place: Place, running:
     numbers = [n for n, stage in enumerate(recipe.stages) if only_stage in (None, stage.name)]
     datas = {number: StageData(recipe, recipe.stages[number]) for number in numbers}
     for number, data in datas.items():
+        if number != numbers[0]:
+            # Buffers and hooks of a stage refer to each other; the next one needs their memory.
+            gc.collect()
         start = find_start(recipe, number, data.total_steps)
         _check_previous_ended(recipe, number, start, datas)
         stop = train_stage(recipe, recipe.stages[number], data, start, place, running)
         if stop:
             return stop
-        # Buffers and hooks of a stage refer to each other; the next stage needs their memory.
         gc.unfreeze()
-        gc.collect()
     return StopReason.NONE
 
 

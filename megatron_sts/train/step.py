@@ -230,7 +230,8 @@ def _forward_step(
     batch, segments = next(batches)
     if batch is None:
         return model(None, segments=segments), None
-    held = own_ranges(batch.labels.size(1), context_rank=place.context_rank, context_size=place.context_size)
+    whole = segments or (batch.labels.size(1),)
+    held = own_ranges(whole, context_rank=place.context_rank, context_size=place.context_size)
     labels = take(batch.labels, held)
     return model(batch, labels=labels.clamp_min(0), segments=segments), partial(_loss, labels)
 

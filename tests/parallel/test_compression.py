@@ -72,9 +72,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _recipes(root: Path, parallel: dict[str, Any]) -> list[Recipe]:
-    packs = "context" not in parallel
-    cases = [case for name, case in CASES.items() if packs or "packed" not in name]
-    return [tiny_recipe(root, parallel=parallel, **(COMMON | case)) for case in cases]
+    return [tiny_recipe(root, parallel=parallel, **(COMMON | case)) for case in CASES.values()]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +83,7 @@ def references(root: Path) -> list[Observation]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strategies_train_as_in_one_process(root, references, layout):
     ranks, parallel = LAYOUTS[layout]
-    for found, expected in zip(observe_all(_recipes(root, parallel), "tune", ranks, steps=2), references, strict=False):
+    for found, expected in zip(observe_all(_recipes(root, parallel), "tune", ranks, steps=2), references, strict=True):
         assert_same(found, expected)
 
 

@@ -1,7 +1,7 @@
 """Samples that lie end to end in one row train as samples padded side by side do, in every layout, dense and with STS.
 
 Packing cuts a step's micro-batches otherwise, so its sums are taken in another order: the tolerances of
-test_layouts.py hold.
+test_layouts.py hold. test_compression.py has packed samples where context meets tensor and sequence parallelism.
 """
 
 from pathlib import Path
@@ -18,12 +18,14 @@ from tests.parallel.test_layouts import SMOOTH, STS
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
+STEPS = 2
 PACKED = {"tune__data": {"packing": True}}
 LAYOUTS = {
     "one process": (1, {}),
     "tp2_sp": (2, {"tensor": 2, "sequence_parallel": True}),
     "pp2_vp2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
     "dp2": (2, {}),
+    "cp2": (2, {"context": 2}),
     "pp3": (3, {"pipeline": 3, "layers_per_stage": [1, 2, 1]}),
 }
 
@@ -40,7 +42,7 @@ def recipe(root: Path, **changes: Any) -> Recipe:
 @pytest.fixture(scope="module")
 def unpacked(root: Path) -> list[Observation]:
     """With STS, and dense with whole layers recomputed."""
-    return observe_all([recipe(root), tiny_recipe(root, **SMOOTH)], "tune", 1)
+    return observe_all([recipe(root), tiny_recipe(root, **SMOOTH)], "tune", 1, STEPS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -48,7 +50,7 @@ def test_packed_trains_as_unpacked(root, unpacked, layout):
     ranks, parallel = LAYOUTS[layout]
     sts = recipe(root, parallel=parallel, **PACKED)
     dense = tiny_recipe(root, parallel=parallel, recompute="full", **(SMOOTH | PACKED))
-    for found, expected in zip(observe_all([sts, dense], "tune", ranks), unpacked, strict=True):
+    for found, expected in zip(observe_all([sts, dense], "tune", ranks, STEPS), unpacked, strict=True):
         assert_same(found, expected)
 
 
@@ -57,7 +59,7 @@ def test_other_packs_and_another_padding_give_the_same(root, unpacked):
         recipe(root, tune__batch={"global": 8, "micro": micro}, parallel=parallel, **PACKED)
         for micro, parallel in ((4, {"tensor": 2}), (8, {"tensor": 2, "sequence_parallel": True}))
     ]
-    for found in observe_all(others, "tune", 2):
+    for found in observe_all(others, "tune", 2, STEPS):
         assert_same(found, unpacked[0])
 
 

@@ -104,8 +104,7 @@ def found(root: Path) -> dict[tuple[str, str, str], tuple[float, Chosen]]:
     result = {}
     for layout, (ranks, parallel) in LAYOUTS.items():
         files = ("train", "answers") if parallel else ("train", "answers", "questions")
-        # Packed samples are not split over context-parallel ranks.
-        names = [(data, file) for data in DATA for file in files if "context" not in parallel or data != "packed"]
+        names = [(data, file) for data in DATA for file in files]
         recipes = [
             tiny_recipe(
                 root,

@@ -15,8 +15,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from megatron_sts.config import Recipe, resolved_yaml
+from megatron_sts.parallel.watchdog import LOST_RANK
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 from tools import train
@@ -83,7 +85,7 @@ def test_torchrun_trains_with_overrides_and_resumes(root, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "tune-00000004")
     again = _train([*config, *overrides], ranks=2, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "after step 2" in again.stdout
+    assert "align: all 3 steps are done, in " in again.stdout and "after step 2" in again.stdout
     assert "tune 4/4 | loss" in again.stdout
     assert again.stderr == "", "a run that goes well says nothing there"
     repeated = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -167,3 +169,17 @@ def test_bad_records_are_named_before_training(root, tmp_path, change, message):
     assert code == 2
     assert "'r3'" in error or '"r3"' in error
     assert error.startswith("error: ") and message in error
+
+
+def _main_of_a_pair_that_never_meets(arguments: list[str]) -> tuple[int, str]:
+    dist.destroy_process_group()
+    os.environ.update(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    return _main(arguments)
+
+
+def test_ranks_that_do_not_reach_each_other_end_as_after_a_lost_rank_and_name_the_remedy(root, tmp_path):
+    recipe = tiny_recipe(root, output_dir=str(tmp_path / "run"), parallel={"timeout_minutes": 0.02})
+    config = ["--config", str(_recipe_file(recipe, tmp_path))]
+    ((code, error),) = run_ranks(1, _main_of_a_pair_that_never_meets, config)
+    assert code == LOST_RANK
+    assert error.startswith("error: the 2 ranks could not join over gloo (") and "--interface" in error

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ class Launch:
         self._processes = []
         for number, node in enumerate(nodes):
             command = ["bash", str(LAUNCH / "torchrun.sh"), "--nodes", "2", "--node-rank", str(number)]
-            command += ["--address", nodes[0].address, "--interface", node.interface, "--logs", str(directory / "logs")]
+            command += ["--address", nodes[0].address, "--logs", str(directory / "logs")]
             command += ["--", "--config", str(directory / "recipe.yaml")]
             with self._outputs[number].open("w") as output:
                 self._processes.append(node.start(command, ENVIRONMENT, output))
@@ -120,6 +121,21 @@ def test_mistakes_on_the_command_line_are_named(arguments, message):
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_a_port_that_is_in_use_is_named_in_one_line(tmp_path):
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        command = ["bash", str(LAUNCH / "torchrun.sh"), "--port", str(port), "--", "--config", "recipe.yaml"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == LOST_RANK
+    assert f"error: the nodes did not meet at 127.0.0.1:{port} (" in done.stderr
+    assert "EADDRINUSE" in done.stderr.splitlines()[-1] and "--port" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 STAND_INS = {

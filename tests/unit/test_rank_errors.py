@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from megatron_sts.errors import ConfigError, DataError
+from megatron_sts.errors import ConfigError, DataError, LostRankError
 from megatron_sts.rank_errors import SECONDS_FOR_RANK_ZERO, tell_error
 
 
@@ -15,8 +15,9 @@ from megatron_sts.rank_errors import SECONDS_FOR_RANK_ZERO, tell_error
         ("0", ConfigError("seed"), "error: seed\n", []),
         ("3", ConfigError("seed"), "", [SECONDS_FOR_RANK_ZERO]),
         ("3", DataError("a.png"), "error: a.png\n", []),
+        ("3", LostRankError("refused"), "error: refused\n", []),
     ],
-    ids=["no ranks", "rank 0", "another rank", "its own picture"],
+    ids=["no ranks", "rank 0", "another rank", "its own picture", "its own network"],
 )
 def test_rank_zero_speaks_while_the_others_wait(monkeypatch, capsys, rank, error, said, waits):
     slept: list[float] = []

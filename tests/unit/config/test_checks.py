@@ -292,11 +292,6 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["stages.tune.data.max_tokens is 2048", "sliding_window 1024", "lower max_tokens"],
     ),
     (
-        "check_packing",
-        ["stages.tune.data.packing=true", "parallel.context=2"],
-        ["stages.tune.data.packing is true", "parallel.context 2", "packing: false or context: 1"],
-    ),
-    (
         "check_shards",
         ["stages.tune.data.train=data/shards", "stages.tune.data.images=data"],
         ["stages.tune.data.images is 'data'", "'data/shards' is a directory of shards", "remove images"],

@@ -30,7 +30,7 @@ def main() -> None:
     count = parser.parse_args().records
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        data, tokenizer = _write(root, count), _tokenizer()
+        data, tokenizer = write_records(root, count), made_tokenizer()
         began, before = time.perf_counter(), _memory()
         samples = read_samples(data)
         read = time.perf_counter() - began
@@ -51,7 +51,8 @@ def main() -> None:
         print(f"| a later start, s | {later:.2f} |")
 
 
-def _write(root: Path, count: int) -> Path:
+def write_records(root: Path, count: int) -> Path:
+    """A data file of records of LLaVA's shape, every sixteenth without its picture, which is empty."""
     generator, vocabulary = random.Random(0), WORDS.split()
     (root / IMAGE).touch()
 
@@ -71,7 +72,8 @@ def _write(root: Path, count: int) -> Path:
     return root / "data.json"
 
 
-def _tokenizer() -> PreTrainedTokenizerBase:
+def made_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer that was trained on their words."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -38,6 +38,15 @@ def test_a_batch_by_hand() -> None:
         assert tensor.dtype == torch.int64
 
 
+def test_packed_samples_begin_at_multiples() -> None:
+    one, two = Encoded([1, IMAGE, 5, 6], [-100, -100, 5, 6]), Encoded([IMAGE, 8], [-100, 8])
+    batch = collate([RawItem(one, None), RawItem(two, None)], 2, 14, IMAGE, PAD, packed=True, multiple=4)
+    assert batch.tokens.tolist() == [[1, 9, 9, 5, 6, 0, 0, 0, 9, 9, 8, 0, 0, 0]]
+    # Neither a sample's last token nor its padding predicts the next sample.
+    assert batch.labels.tolist() == [[-100, -100, 5, 6, *[-100] * 5, 8, *[-100] * 4]]
+    assert batch.image_starts.tolist() == [1, 8]
+
+
 def test_the_first_answer_token_is_predicted_at_the_last_image_slot() -> None:
     batch = collate([RawItem(Encoded([IMAGE, 4], [-100, 4]), None)], 5, 6, IMAGE, PAD)
     assert batch.labels.tolist() == [[-100, -100, -100, -100, 4, -100]]

@@ -1,6 +1,7 @@
 """Shows that a cached index is used only for what it was made from, and that a damaged one is made again."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -148,15 +149,18 @@ def test_a_cached_index_is_still_checked_for_length_and_count(
     turns = [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "yes"}]
     source.write_text(json.dumps([{"conversations": turns}]))
     counts: list[int] = []
-    progress: list[int] = []
+    progress: list[tuple[str, int, int]] = []
+
+    def start(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress.append((what, done, total))
 
     def prepare(max_tokens: int) -> Fitted:
         arguments = (path, source, VICUNA, word_tokenizer, "", None, 4, max_tokens)
-        return prepare_index(*arguments, check_count=counts.append, progress=lambda done, _: progress.append(done))
+        return prepare_index(*arguments, check_count=counts.append, progress=start)
 
     assert prepare(6).index.lengths(4).tolist() == [6]
     assert [sample.turns[1].text for sample in prepare(6).samples] == ["yes"]
     with pytest.raises(DataError, match=r"data\.max_tokens 5"):
         prepare(5)
     # Tokenized once only.
-    assert progress == [1] and set(counts) == {1}
+    assert progress == [("records measured", 1, 1)] and set(counts) == {1}

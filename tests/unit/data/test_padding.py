@@ -30,9 +30,10 @@ def test_shares_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_shares_and_steps_are_those_of_training(tmp_path: Path, packing: bool, grouped: bool) -> None:
+@pytest.mark.parametrize("context", [1, 2])
+def test_shares_and_steps_are_those_of_training(tmp_path: Path, packing: bool, grouped: bool, context: int) -> None:
     data: dict[str, Any] = {"packing": packing, "group_by_length": grouped}
-    recipe = tiny_recipe(tmp_path, tune__data=data, tune__epochs=2, tune__steps=None)
+    recipe = tiny_recipe(tmp_path, parallel={"context": context}, tune__data=data, tune__epochs=2, tune__steps=None)
     training = StageData(recipe, recipe.stage("tune"))
     # 24 samples are an epoch of three steps.
     shapes = [training.shape(training.planner.plan(step)) for step in range(3)]

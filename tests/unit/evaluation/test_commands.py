@@ -66,16 +66,22 @@ def test_generate_answers_without_a_picture(exported: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments"),
+    ("tool", "arguments", "message"),
     [
-        (evaluate_command, ["--model", "nowhere", "--data", "nowhere.jsonl"]),
-        (generate_command, ["--model", "nowhere", "--image", "a.png", "--prompt", "What?"]),
+        (evaluate_command, ["--model", "nowhere", "--data", "nowhere.jsonl"], "nowhere"),
+        (generate_command, ["--model", "nowhere", "--prompt", "What?"], "nowhere: no config.json"),
+        # Before the model, whose loading may take minutes.
+        (
+            generate_command,
+            ["--model", "nowhere", "--image", "a.png", "--prompt", "What?"],
+            "--image a.png: no such file",
+        ),
     ],
 )
 def test_a_users_error_is_one_message_and_code_2(
-    tool: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    tool: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tool.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: nowhere")
+    assert captured.err.startswith(f"error: {message}")

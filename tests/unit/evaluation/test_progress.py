@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from megatron_sts.evaluation import progress
-from megatron_sts.evaluation.progress import shown_progress
+from megatron_sts.evaluation.progress import shown_if_long, shown_progress
 
 
 def test_lines_come_at_intervals_and_say_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +30,17 @@ def test_a_terminal_gets_a_bar() -> None:
         show(8, 8)
     assert "8/8" in console.file.getvalue()
     assert "left" in console.file.getvalue()
+
+
+def test_a_short_job_shows_nothing_and_a_long_one_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    monkeypatch.setattr(progress, "_SECONDS_OF_A_LONG_JOB", 60.0)
+    with shown_if_long("records", console) as show:
+        show(70, 70)
+    assert console.file.getvalue() == ""
+
+    monkeypatch.setattr(progress, "_SECONDS_OF_A_LONG_JOB", 0.0)
+    with shown_if_long("records", console) as show:
+        show(10, 70)
+        show(70, 70)
+    assert console.file.getvalue().splitlines() == ["70 of 70 records"]

@@ -1,8 +1,13 @@
-"""The launch agent's explanation of a failed rank: the end of its log, and whose address stands in it."""
+"""The launch agent: its explanation of a failed rank, and the network that it chooses between the nodes."""
 
+import os
+import socket
+from argparse import Namespace
+
+import psutil
 import pytest
 
-from examples.launch.agent import explain
+from examples.launch.agent import choose_interface, explain
 
 OWN, OTHER, THIRD = "10.0.0.1", "10.0.0.2", "10.0.0.22"
 
@@ -34,3 +39,54 @@ def test_the_node_whose_address_an_error_names_is_named(tmp_path, message):
 
 def test_without_a_log_there_is_nothing_to_explain(tmp_path):
     assert explain(tmp_path / "node_0", local_rank=0) == []
+
+
+# The way to an address, as the routing table and the addresses of the interfaces would have it.
+NETWORKS = {"lo": "127.0.0.1", "cable0": OWN, "outside": "198.51.100.7"}
+WAYS = {"node-0": OWN, "own-name": "127.0.0.1", "192.0.2.1": "198.51.100.7"}
+
+
+class Way:
+    """A datagram socket of a machine with NETWORKS."""
+
+    def __init__(self, *kind):
+        self.own = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def connect(self, place):
+        self.own = WAYS[place[0]]
+
+    def getsockname(self):
+        return self.own, 40000
+
+
+def resolve(name, port, type):
+    if name not in WAYS:
+        raise socket.gaierror(f"{name} is not known")
+    return [(socket.AF_INET, type, 0, "", (name, port))]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "address", "set_before", "chosen"),
+    [
+        ("2", "node-0", None, "cable0"),
+        # Debian has a machine resolve its own name to a loopback address.
+        ("2", "own-name", None, "outside"),
+        ("2", "unknown", None, "outside"),
+        ("2", "node-0", "ib0", "ib0"),
+        ("1", "node-0", None, None),
+    ],
+)
+def test_gloo_uses_the_network_towards_the_first_node(monkeypatch, nodes, address, set_before, chosen):
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "socket", Way)
+    found = {name: [Namespace(address=own)] for name, own in NETWORKS.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
+    monkeypatch.setattr(os, "environ", {} if set_before is None else {"GLOO_SOCKET_IFNAME": set_before})
+    choose_interface(Namespace(nnodes=nodes, master_addr=address))
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == chosen

@@ -53,10 +53,18 @@ def test_the_run_is_read_back(make: Callable[..., Any]) -> None:
 
 
 def test_a_missing_run_file_names_the_checkpoint_that_was_meant(copied: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no run.json.*give .*checkpoint, the last one in there"):
+    with pytest.raises(CheckpointError, match=r"no run.json.*give .*checkpoint, the last one there"):
         read_run(copied.parent)
+    with pytest.raises(CheckpointError, match=r"tune-00000011: does not exist; give .*checkpoint, the last one there"):
+        read_run(copied.parent / "tune-00000011")
+    (copied.parent / "latest").write_text("checkpoint")
+    with pytest.raises(CheckpointError, match=r"latest: is a file.*; give .*checkpoint, the last one there"):
+        read_run(copied.parent / "latest")
     (copied / "run.json").unlink()
     with pytest.raises(CheckpointError, match=r"no run.json.*give a finished checkpoint"):
+        read_run(copied)
+    (copied / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"a Hugging Face model; `tools/convert.py import` makes a checkpoint"):
         read_run(copied)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_sts.config import ParallelConfig, Recipe
-from megatron_sts.parallel.sequence import length_multiple, own_ranges, padded_length
+from megatron_sts.parallel.sequence import length_multiple, own_ranges, padded_length, sample_multiple
 
 
 def recipe(fp8: str | None = None, **parallel: int) -> Recipe:
@@ -40,15 +40,25 @@ def test_padding_is_the_least_legal_length(length, padded):
 
 
 def test_sequence_parallel_chunks_follow_one_another():
-    assert [own_ranges(12, rank, 3) for rank in range(3)] == [((0, 4),), ((4, 8),), ((8, 12),)]
-    assert own_ranges(7) == ((0, 7),)
+    assert [own_ranges((12,), rank, 3) for rank in range(3)] == [((0, 4),), ((4, 8),), ((8, 12),)]
+    assert own_ranges((7,)) == ((0, 7),)
 
 
 def test_context_parallel_ranks_hold_an_early_and_a_late_chunk():
-    assert own_ranges(16, context_rank=0, context_size=2) == ((0, 4), (12, 16))
-    assert own_ranges(16, context_rank=1, context_size=2) == ((4, 8), (8, 12))
+    assert own_ranges((16,), context_rank=0, context_size=2) == ((0, 4), (12, 16))
+    assert own_ranges((16,), context_rank=1, context_size=2) == ((4, 8), (8, 12))
 
 
 def test_both_together_cut_what_a_context_rank_holds():
-    assert [own_ranges(24, rank, 3, 0, 2) for rank in range(3)] == [((0, 4),), ((4, 6), (18, 20)), ((20, 24),)]
-    assert [own_ranges(24, rank, 3, 1, 2) for rank in range(3)] == [((6, 10),), ((10, 12), (12, 14)), ((14, 18),)]
+    assert [own_ranges((24,), rank, 3, 0, 2) for rank in range(3)] == [((0, 4),), ((4, 6), (18, 20)), ((20, 24),)]
+    assert [own_ranges((24,), rank, 3, 1, 2) for rank in range(3)] == [((6, 10),), ((10, 12), (12, 14)), ((14, 18),)]
+
+
+def test_of_a_packed_row_each_sample_is_dealt_out_by_itself():
+    assert [sample_multiple(size) for size in (1, 2, 3)] == [1, 4, 6]
+    assert own_ranges((4, 8), context_rank=0, context_size=2) == ((0, 1), (3, 4), (4, 6), (10, 12))
+    assert own_ranges((4, 8), context_rank=1, context_size=2) == ((1, 2), (2, 3), (6, 8), (8, 10))
+    # The tensor-parallel ranks cut the six positions of a context rank in two, wherever samples end.
+    assert own_ranges((4, 8), 0, 2, 0, 2) == ((0, 1), (3, 4), (4, 5))
+    assert own_ranges((4, 8), 1, 2, 0, 2) == ((5, 6), (10, 12))
+    assert own_ranges((4, 8)) == ((0, 12),)

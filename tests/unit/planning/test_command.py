@@ -1,6 +1,8 @@
 """Shows what tools/plan.py prints: documented json, the plan of each step, a split to paste, one error; no torch."""
 
+import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +26,28 @@ except SystemExit as ended:
 """
 
 
+@functools.cache
 def plan(*arguments: str, config: Path = PLAN_70B) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", WITHOUT_FRAMEWORKS, "--config", str(config), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_pages_quote_what_is_printed():
+    printed = plan().stdout
+    (quoted,) = re.findall(
+        r"prints for the second stage.*?```\n(.*?)```", (PLAN_70B.parent / "README.md").read_text(), re.S
+    )
+    assert len(quoted.splitlines()) > 10
+    assert [line for line in quoted.splitlines() if line not in printed.splitlines()] == []
+    assert printed.splitlines()[-1] in (ROOT / "docs" / "planning.md").read_text()
+
+    llava = ROOT / "examples" / "llava15_7b"
+    overrides = [line for line in (llava / "pp4.overrides").read_text().splitlines() if not line.startswith("#")]
+    tune = json.loads(plan("--json", *overrides, config=llava / "sts.yaml").stdout)["stages"][1]
+    kept = tune["pipeline"]["retained_saving"]
+    page = " ".join((llava / "README.md").read_text().split())
+    assert f"{kept['balanced']:.0%} of the tuning's saving" in page
+    assert f"and {kept['independent']:.0%} with independent draws" in page
 
 
 def test_json_has_the_documented_keys(tmp_path):
@@ -71,6 +92,12 @@ def test_text_has_a_line_to_paste_that_can_be_used(tmp_path):
     assert again.returncode == 0, again.stderr
     # The pasted split is the one now, and groups left open follow it.
     assert str(values["parallel"]["layers_per_stage"]) in again.stdout.splitlines()[0]
+
+
+def test_a_reader_that_stops_early_ends_the_command_without_a_word():
+    command = f"{sys.executable} tools/plan.py --config {PLAN_70B} --dump-steps 2000 stages.align.steps=1 | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
 
 
 def test_steps_are_one_json_object_a_line():

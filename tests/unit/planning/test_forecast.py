@@ -129,3 +129,11 @@ def test_a_layout_that_training_would_refuse_is_refused(make):
         forecast(make(), data_parallel=3)
     with pytest.raises(ConfigError, match="skip_groups"):
         forecast(make(parallel={"pipeline": 4}, tune__skip={"alpha": 0.5, "skip_groups": 2}))
+
+
+def test_what_a_mean_sample_does_not_show_is_said(make):
+    packed = {"train": "none/tune.json", "images": "none", "samples": 9600, "text_tokens": 340, "packing": True}
+    text = forecast_text(forecast(make(tune__data=packed)))
+    align, tune = text.split("tune: ")
+    assert "not in it: padding to the longest sample of a step, which prepare_data.py check" in align
+    assert "not in it: packing, which prepare_data.py check" in tune

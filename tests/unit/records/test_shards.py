@@ -130,3 +130,14 @@ def test_a_shard_that_changed_is_named(tmp_path: Path) -> None:
 def test_json_of_another_shape_is_passed_on(tmp_path: Path) -> None:
     shard(tmp_path / "a.tar", [("0.json", json.dumps([{"from": "human"}]).encode())])
     assert found(tmp_path) == [([{"from": "human"}], [])]
+
+
+def test_progress_counts_the_megabytes_of_all_shards(tmp_path: Path) -> None:
+    text = json.dumps("x" * 20_000).encode()
+    for number in range(2):
+        shard(tmp_path / f"{number}.tar", [(f"{record}.json", text) for record in range(100)])
+    # A record takes 22,016 bytes with its headers, a shard of a hundred 2,211,840.
+    told: list[tuple[int, int]] = []
+    find_records(tmp_path, progress=lambda *megabytes: told.append(megabytes))
+    # After 64, 128 and 192 records.
+    assert told == [(1, 5), (2, 5), (4, 5)]

@@ -8,6 +8,7 @@ import pytest
 from megatron_sts.config import Recipe, load_recipe
 from megatron_sts.errors import ConfigError
 from megatron_sts.train.comparison import Comparison, check_comparison, check_compression, summary, table
+from tools import benchmark
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 EXAMPLE = EXAMPLES / "benchmark_skipping" / "sts.yaml"
@@ -98,3 +99,16 @@ def test_the_compression_suite_refuses_what_it_does_not_measure(override, part):
     recipe = load_recipe(COMPRESSING, overrides, check_files=False)
     with pytest.raises(ConfigError, match=re.escape(part)):
         check_compression(Comparison("align", ("sts",)), recipe)
+
+
+def test_the_packing_suite_takes_a_stage_without_sparsity_and_planned_sizes():
+    overrides = ["stages.tune.skip=null", "stages.tune.data.samples=null", "stages.tune.data.text_tokens=null"]
+    recipe = load_recipe(EXAMPLE, overrides, check_files=False)
+    asked = ["--config", str(EXAMPLE), "--suite", "packing", "--plans"]
+    assert benchmark.comparison_of(recipe, benchmark.parse([*asked, "3"])) == Comparison("tune", (), plans=3)
+    with pytest.raises(ConfigError, match="--plans is 0; give at least 1"):
+        benchmark.comparison_of(recipe, benchmark.parse([*asked, "0"]))
+
+
+def test_timed_steps_are_the_middles_of_equal_parts():
+    assert Comparison("tune", (), plans=3).steps(12) == [2, 6, 10]
