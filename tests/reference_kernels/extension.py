@@ -8,7 +8,7 @@ or how fast. A function that is not here raises NotImplementedError with its nam
 from types import ModuleType
 from typing import Any
 
-from tests.reference_kernels import attention, gemm, names, normalization, optimizer, quantize, rotary
+from tests.reference_kernels import attention, gemm, names, normalization, optimizer, packed_context, quantize, rotary
 
 _FUNCTIONS = {
     attention: ("get_fused_attn_backend", "fused_attn_fwd", "fused_attn_bwd"),
@@ -19,6 +19,13 @@ _FUNCTIONS = {
         "multi_tensor_l2norm",
         "multi_tensor_scale",
         "fused_amax_and_scale_update_after_reduction",
+    ),
+    packed_context: (
+        "thd_read_half_tensor",
+        "thd_read_second_half_lse",
+        "thd_second_half_lse_correction",
+        "thd_out_correction",
+        "thd_grad_correction",
     ),
     quantize: ("quantize", "bgrad_quantize", "dequantize", "fp8_transpose"),
     rotary: ("fused_rope_forward", "fused_rope_backward"),

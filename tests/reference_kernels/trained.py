@@ -60,7 +60,9 @@ def in_bf16(root: Path) -> dict[str, Any]:
         found = {"plain": _distance(observe(_recipe(root, **changes), "tune", 1), one)}
     for name, (ranks, parallel) in LAYOUTS.items():
         found[name] = _distance(observe(_recipe(root, parallel=parallel, **changes), "tune", ranks), one)
-    found["packed"] = _distance(observe(_recipe(root, tune__data={"packing": True}, **changes), "tune", 1), one)
+    for name, (ranks, parallel) in {"packed": (1, {}), "packed_cp2": LAYOUTS["cp2"]}.items():
+        packed = _recipe(root, parallel=parallel, tune__data={"packing": True}, **changes)
+        found[name] = _distance(observe(packed, "tune", ranks), one)
     return found
 
 
