@@ -3,6 +3,7 @@ written, in order and a bounded number at a time; and an error of one rank is me
 """
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -272,3 +273,22 @@ def test_a_damaged_checkpoint_or_one_of_a_left_course_takes_no_place_of_those_th
     recipes = [_recipe(root, tmp_path / str(n), checkpoint={"keep_last": 2}) for n in range(len(KEPT))]
     (found,) = run_ranks(1, _save_after_harm, recipes)
     assert found == [[f"tune-0000000{step}" for step in there] for *_, there in KEPT]
+
+
+def _warnings_of_a_part(directory: Path) -> list[str]:
+    prepare_device()
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append  # type: ignore[method-assign]
+    logging.getLogger("megatron").addHandler(handler)
+    training = _Training(torch.zeros(4))
+    for shared in ({"optimizer": {"step": dist.get_rank()}}, {"seed": dist.get_rank()}):
+        StatePart(training.state() | shared, directory)
+    return [record.getMessage() for record in found]
+
+
+def test_ranks_are_warned_of_what_differs_but_for_the_optimizers_groups(tmp_path):
+    first, second = run_ranks(2, _warnings_of_a_part, tmp_path)
+    assert first == []
+    (warning,) = second
+    assert "seed" in warning and "optimizer" not in warning
