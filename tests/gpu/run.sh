@@ -60,6 +60,23 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     echo 'error: torch finds no CUDA device here; nothing was run' >&2
     exit 2
 fi
+# Found out now and named, not part by part. The reason tells a package that is missing from one that does not load.
+"$python" - <<'PYTHON' || exit 2
+import importlib
+import sys
+
+import torch
+
+needed = "megatron.core transformer_engine.pytorch transformers omegaconf pydantic PIL rich psutil pytest".split()
+failed = []
+for name in needed:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        failed.append(f"{name} ({type(error).__name__}: {error})")
+if failed:
+    sys.exit(f"error: {sys.executable} with torch {torch.__version__} cannot import {'; '.join(failed)}; nothing was run")
+PYTHON
 # One queue, so that communication starts before the product that it overlaps.
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
 # Sequence lengths change from step to step: blocks that grow leave less between them unused.
