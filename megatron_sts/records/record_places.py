@@ -114,10 +114,10 @@ def _scan(source: Path, files: tuple[StoredFile, ...]) -> Iterator[tuple[Any, tu
 
 
 def _megabytes(files: tuple[StoredFile, ...], place: tuple[int, int, int]) -> tuple[int, int]:
-    """(those before the end of a place, all of them)"""
+    """(those before the end of a place, all of them); rounded so that they are all at the very end alone."""
     number, offset, size = place
     passed = sum(file.size for file in files[:number]) + offset + size
-    return passed // 10**6, sum(file.size for file in files) // 10**6
+    return passed // 10**6, -(-sum(file.size for file in files) // 10**6)
 
 
 def _files(source: Path) -> list[StoredFile]:

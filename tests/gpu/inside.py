@@ -129,6 +129,8 @@ def padding(recipe: Recipe, steps: int) -> dict[str, Any]:
     def _has(parameter: Any) -> bool:
         return parameter.requires_grad and hasattr(parameter, "main_grad")
 
+    # Delayed scaling starts without a scale: what is compared comes after it has seen these samples.
+    gradients(one)
     (loss, gradient), (padded_loss, padded), (_, of_others) = map(gradients, (one, longer, other))
     return {
         "added": more,

@@ -12,8 +12,11 @@ pytestmark = on_gpu
 @pytest.mark.parametrize("changes", PRECISIONS)
 def test_padding_leaves_loss_and_gradients_as_they_are(tmp_path, changes):
     found = inside("padding", recipe_of(tmp_path, "padding", 4, **changes), 4)
-    # bf16 has 8 bits, FP8 3 or 4, and padding may raise the largest value of a tensor, by which FP8 scales it.
-    loss, gradient = (5e-3, 0.2) if "precision" in changes else (1e-3, 0.03)
+    # By blocks, and in bf16, a row of padding has no part in other rows. Elsewhere it may raise the largest value of a
+    # tensor, by which all are scaled: over the reference kernels that turns the gradient by 0.1 of its length, FP8
+    # itself by 0.12 to 0.18.
+    scaled_together = changes.get("precision") == "fp8" and changes.get("fp8_recipe") != "blockwise"
+    loss, gradient = (5e-3, 0.2) if scaled_together else (1e-3, 0.03)
     assert found["added"] >= 64 and found["loss"] < loss and found["gradient"] < gradient
     # What the measure says of gradients that have little to do with each other.
     assert found["gradient_of_others"] > 0.5

@@ -140,4 +140,4 @@ def test_progress_counts_the_megabytes_of_all_shards(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     find_records(tmp_path, progress=lambda *megabytes: told.append(megabytes))
     # After 64, 128 and 192 records.
-    assert told == [(1, 4), (2, 4), (4, 4)]
+    assert told == [(1, 5), (2, 5), (4, 5)]

@@ -1,0 +1,60 @@
+"""A stand-in for the compiled half of Transformer Engine 2.11: the functions of `transformer_engine_torch` that a model
+of this project comes to, each by its definition, in plain torch.
+
+What runs above it is Transformer Engine's and megatron-core's own Python. It says nothing about what a GPU computes
+or how fast. A function that is not here raises NotImplementedError with its name.
+"""
+
+from types import ModuleType
+from typing import Any
+
+from tests.reference_kernels import attention, gemm, names, normalization, optimizer, quantize, rotary
+
+_FUNCTIONS = {
+    attention: ("get_fused_attn_backend", "fused_attn_fwd", "fused_attn_bwd"),
+    gemm: ("generic_gemm",),
+    normalization: ("rmsnorm_fwd", "rmsnorm_bwd"),
+    optimizer: (
+        "multi_tensor_adam",
+        "multi_tensor_l2norm",
+        "multi_tensor_scale",
+        "fused_amax_and_scale_update_after_reduction",
+    ),
+    quantize: ("quantize", "bgrad_quantize", "dequantize", "fp8_transpose"),
+    rotary: ("fused_rope_forward", "fused_rope_backward"),
+}
+_LOOKED_UP = ("layernorm_fwd", "layernorm_bwd")
+"""Functions that are taken from a copy of this module's names, which __getattr__ does not reach."""
+
+
+class _Extension(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name[0].isupper():
+            # A class that other functions take, named in annotations.
+            return type(name, (), {})
+        return _missing(name)
+
+
+def _missing(name: str) -> Any:
+    def missing(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"transformer_engine_torch.{name} has no reference")
+
+    return missing
+
+
+def make_extension() -> ModuleType:
+    """The module, as `import transformer_engine_torch` would give it."""
+    extension = _Extension("transformer_engine_torch")
+    for module, functions in _FUNCTIONS.items():
+        for function in functions:
+            setattr(extension, function, getattr(module, function))
+    for name, value in vars(names).items():
+        if name[0].isupper() and isinstance(value, type) and name not in ("Enum", "IntEnum"):
+            setattr(extension, name, value)
+    for name in _LOOKED_UP:
+        setattr(extension, name, _missing(name))
+    extension.get_cublasLt_version = lambda: 130000  # type: ignore[attr-defined]
+    extension.get_cudnn_version = lambda: 91400  # type: ignore[attr-defined]
+    return extension

@@ -1,0 +1,121 @@
+"""What training with Transformer Engine's layers does here: python -m tests.reference_kernels.trained CHECK DIRECTORY
+
+Prints one json object. A process of its own, which imports megatron-core where Transformer Engine is to be found.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from tests.reference_kernels.install import install
+
+install()
+
+from megatron_sts.config import Recipe
+from megatron_sts.model import precision
+from megatron_sts.parallel.groups import start_groups
+from megatron_sts.sts import StagePlanner
+from megatron_sts.train.benchmark import Stepper
+from tests.gpu.inside import padding, quick
+from tests.gpu.recipes import LANGUAGE
+from tests.parallel.observe import Observation, assert_same, observe
+from tests.ranks import run_ranks
+from tests.tiny import ARCHITECTURE, tiny_recipe
+
+STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4, "selection": "independent"}, "tune__compress": {"keep_ratio": 0.5}}
+SMOOTH = {"optimizer": {"epsilon": 1e-2}}
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "tp2_sp": (2, {"tensor": 2, "sequence_parallel": True}),
+    "pp2": (2, {"pipeline": 2}),
+    "pp2_vp2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "cp2": (2, {"context": 2}),
+    "dp2": (2, {"overlap_grad_reduce": True}),
+}
+
+
+def exactly(root: Path) -> dict[str, Any]:
+    """fp32, where rounding hides nothing: Transformer Engine's layers and optimiser do as the plain ones, in one
+    process and in every layout; their checkpoint is that of the plain ones. Raises AssertionError where not."""
+    # There is no fused softmax among the reference kernels.
+    os.environ["NVTE_MASKED_SOFTMAX_FUSION"] = "0"
+    one = observe(_recipe(root), "tune", 1)
+    with patch.object(precision, "has_gpu", lambda: False):
+        assert_same(one, observe(_recipe(root), "tune", 1))
+    for ranks, parallel in (LAYOUTS[name] for name in ("tp2_sp", "pp2_vp2", "dp2")):
+        assert_same(observe(_recipe(root, parallel=parallel), "tune", ranks), one)
+    assert_same(observe(_recipe(root, recompute="full"), "tune", 1), one)
+    return {"skipped": one.skipped}
+
+
+def in_bf16(root: Path) -> dict[str, Any]:
+    """How far losses and gradient norms are from those of one process with Transformer Engine, with its attention."""
+    changes = {"precision": "bf16"}
+    one = observe(_recipe(root, **changes), "tune", 1)
+    with patch.object(precision, "has_gpu", lambda: False):
+        found = {"plain": _distance(observe(_recipe(root, **changes), "tune", 1), one)}
+    for name, (ranks, parallel) in LAYOUTS.items():
+        found[name] = _distance(observe(_recipe(root, parallel=parallel, **changes), "tune", ranks), one)
+    found["packed"] = _distance(observe(_recipe(root, tune__data={"packing": True}, **changes), "tune", 1), one)
+    return found
+
+
+def in_fp8(root: Path) -> dict[str, Any]:
+    """Of each way to scale: distances from bf16 and of layouts from one process, and what tests/gpu asks of a GPU."""
+    # Every size a multiple of 128 on each of two ranks, as blockwise asks.
+    architecture = {**ARCHITECTURE, "language": ARCHITECTURE["language"] | LANGUAGE | {"layers": 4}}
+    wide: dict[str, Any] = {"model__architecture": architecture}
+    for stage in ("align", "tune"):
+        wide |= {f"{stage}__data": {"text_tokens": 20}, f"{stage}__batch": {"global": 4, "micro": 2}}
+    bf16 = observe(_recipe(root, precision="bf16", **wide), "tune", 1, steps=2)
+    found: dict[str, Any] = {}
+    for recipe in ("tensorwise", "delayed", "blockwise"):
+        changes = {"precision": "fp8", "fp8_recipe": recipe, "output_dir": str(root / recipe), **wide}
+        one = observe(_recipe(root, **changes), "tune", 1, steps=2)
+        found[recipe] = {"from_bf16": _distance(one, bf16)}
+        for name in ("tp2_sp", "pp2"):
+            ranks, parallel = LAYOUTS[name]
+            laid_out = observe(_recipe(root, parallel=parallel, **changes), "tune", ranks, steps=2)
+            found[recipe][name] = _distance(laid_out, one)
+        found[recipe] |= run_ranks(1, _looked_into, _recipe(root, **changes))[0]
+    return found
+
+
+def _looked_into(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "quick": quick(recipe, 2),
+        "padding": padding(recipe, 2),
+        "frozen": _weight_gradients(recipe, "align"),
+        "trained": _weight_gradients(recipe, "tune"),
+    }
+
+
+def _weight_gradients(recipe: Recipe, stage: str) -> int:
+    """How many of a dense step's FP8 products were for the gradient of a weight."""
+    stepper = Stepper(recipe, recipe.stage(stage), 1, start_groups(recipe.parallel, recipe.seed))
+    extension = sys.modules["transformer_engine_torch"]
+    with patch.object(extension, "generic_gemm", wraps=extension.generic_gemm) as products:
+        stepper.time(StagePlanner(recipe, recipe.stage(stage), 1, 1).dense_plan(0))
+    # generic_gemm(a, transpose_a, b, transpose_b, ...): only a weight's gradient sums over rows.
+    return sum(call.args[3] for call in products.call_args_list)
+
+
+def _recipe(root: Path, **changes: Any) -> Recipe:
+    return tiny_recipe(root, **(SMOOTH | STS | changes))
+
+
+def _distance(found: Observation, expected: Observation) -> float:
+    """The largest of the relative differences of losses and of gradient norms."""
+    assert found.skipped == expected.skipped
+    pairs = ((found.losses, expected.losses), (found.grad_norms, expected.grad_norms))
+    return max(float(np.abs(np.array(one) / np.array(other) - 1).max()) for one, other in pairs)
+
+
+CHECKS = {"exactly": exactly, "in_bf16": in_bf16, "in_fp8": in_fp8}
+
+if __name__ == "__main__":
+    print(json.dumps(CHECKS[sys.argv[1]](Path(sys.argv[2]))))
