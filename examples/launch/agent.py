@@ -39,7 +39,7 @@ def main() -> int:
     directory = Path(arguments.log_dir)
     note_node(directory, arguments)
     choose_interface(arguments)
-    # torchrun would end the ranks at the two below. It goes by its arguments; releases without that one, by the variable.
+    # torchrun would end the ranks at the two below. It goes by its arguments, older releases by the variable.
     arguments.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, hand_on)
