@@ -107,6 +107,13 @@ def compression_suite(recipe: Recipe, options: argparse.Namespace) -> Comparison
 def start_ranks(recipe: Recipe, options: argparse.Namespace, arguments: list[str]) -> int:
     """Check everything, run this program on every rank, print what rank 0 left."""
     comparison_of(recipe, options)
+    if options.output is not None:
+        try:
+            options.output.touch()
+        except OSError as error:
+            raise ConfigError(
+                f"--output {options.output} cannot be written ({error.strerror}); give another"
+            ) from error
     parallel = recipe.parallel
     ranks = parallel.tensor * parallel.pipeline * parallel.context * options.data_parallel
     check_world(recipe, ranks)

@@ -39,8 +39,8 @@ def main() -> int:
     directory = Path(arguments.log_dir)
     note_node(directory, arguments)
     choose_interface(arguments)
-    # torchrun's own handling of these signals would end the ranks.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    # torchrun would end the ranks at the two below. It goes by its arguments, older releases by the variable.
+    arguments.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, hand_on)
     try:

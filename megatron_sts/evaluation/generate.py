@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchEncoding
 
@@ -82,7 +83,7 @@ class Generator:
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 model_dir, dtype=self.dtype, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
             raise ConversionError(
                 f"{model_dir}: cannot be loaded ({error}); export it again with tools/convert.py export"
             ) from error

@@ -1,5 +1,6 @@
 """Shows that batched generation answers each prompt as transformers does alone, whatever stands beside it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,13 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConversionError, match="cannot be loaded"):
         Generator(tmp_path)
+
+
+def test_weights_that_were_cut_off_are_refused(exported: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(exported, tmp_path / "export"))
+    (broken / "model.safetensors").write_bytes((exported / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ConversionError, match=r"cannot be loaded .*export it again"):
+        Generator(broken)
 
 
 def test_the_dtype_is_float32_on_a_cpu_unless_asked_otherwise(exported: Path, pictures: Path) -> None:

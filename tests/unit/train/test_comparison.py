@@ -112,3 +112,9 @@ def test_the_packing_suite_takes_a_stage_without_sparsity_and_planned_sizes():
 
 def test_timed_steps_are_the_middles_of_equal_parts():
     assert Comparison("tune", (), plans=3).steps(12) == [2, 6, 10]
+
+
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path, capsys):
+    output = tmp_path / "missing" / "result.json"
+    assert benchmark.main(["--config", str(EXAMPLE), "--compare", "dense,sts", "--output", str(output)]) == 2
+    assert f"--output {output} cannot be written (No such file or directory)" in capsys.readouterr().err
