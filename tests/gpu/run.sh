@@ -13,8 +13,8 @@
 #
 # A part is ended after PART_TIMEOUT seconds (540), so that it fits a slot of 10 minutes; what it has found by then is
 # kept. Results go to $OUT, runs/gpu where it is not set: PART.log, PART.xml of the checks, and those named above.
-# Overrides after -- change the benchmark's recipe: an H100 of 80 GB holds 8 layers,
-# `-- model.architecture.language.layers=8`.
+# Overrides after -- change the benchmark's recipe, as in `-- model.architecture.language.layers=12`. An H200 takes its
+# 16 layers, a device of less than 100 GB 8.
 # WHEELS=DIR: a machine without network, whose Python has torch: what DIR holds is put in front of it, in .site.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megatron_sts.config import Recipe, resolved_yaml
+from megatron_sts.config import Recipe, load_recipe, resolved_yaml
 from tests.gpu import benchmark
 from tests.gpu.inside import frozen, memory, padding, quick, weight_gradients
 from tests.gpu.measure import profile_step
@@ -51,3 +51,9 @@ def test_the_driver_writes_results_and_table_and_profiles_what_missed_its_goal(t
     monkeypatch.setattr(benchmark.Driver, "_run", lambda driver, *run: profiled.append(run) or True)
     assert benchmark.main([*options, "--part", "profile"]) == 0
     assert profiled[0] == ("tune", "bf16", output / "profile_tune_dense_bf16.txt", ["--profile", "dense"])
+
+
+def test_a_device_of_80_gb_takes_half_the_layers():
+    (fewer,) = benchmark.layers_that_fit(85_000_000_000)
+    assert load_recipe(benchmark.RECIPE, [fewer], check_files=False).architecture.language.layers == 8
+    assert benchmark.layers_that_fit(150_000_000_000) == []
