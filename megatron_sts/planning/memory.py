@@ -2,7 +2,8 @@
 
 With n parameters on a rank, n' of them trained, and d data-parallel ranks:
 
-    weights      2 n in bf16, 4 n in fp32
+    weights      2 n in bf16, 4 n in fp32; with FP8 2 more for each number of a layer's matrices, which Transformer
+                 Engine keeps as FP8 too, once as they lie and once transposed
     gradients    4 n', an fp32 buffer
     optimiser    s n', over d with the distributed optimiser; s = 8 for Adam's two moments in fp32, 4 for SGD's momentum
                  (0 without), and 4 more in bf16 for the fp32 weights that are stepped
@@ -65,11 +66,27 @@ def layer_parameters(recipe: Recipe, tensor: int = 1) -> int:
     Four matrices and two norms; in some families biases of query, key and value, or norms of query and key.
     """
     language = recipe.architecture.language
-    hidden, heads = language.hidden_size, language.attention_heads + 2 * language.query_groups
-    attention = language.head_size * (heads + language.attention_heads)
+    heads = language.attention_heads + 2 * language.query_groups
     biases = language.head_size * heads // tensor if language.query_key_value_bias else 0
     head_norms = 2 * language.head_size if language.query_key_norm else 0
-    return hidden * ((attention + 3 * language.ffn_hidden_size) // tensor + 2) + biases + head_norms
+    return layer_matrices(recipe, tensor) + 2 * language.hidden_size + biases + head_norms
+
+
+def layer_matrices(recipe: Recipe, tensor: int = 1) -> int:
+    """Numbers in the four matrices of a layer on one of `tensor` ranks."""
+    language = recipe.architecture.language
+    attention = 2 * language.head_size * (language.attention_heads + language.query_groups)
+    return language.hidden_size * ((attention + 3 * language.ffn_hidden_size) // tensor)
+
+
+def fp8_weight_bytes(recipe: Recipe, rank: int) -> int:
+    """Bytes of the weights that a pipeline rank holds as FP8, beside those in bf16; 0 in other precisions."""
+    if recipe.precision != "fp8":
+        return 0
+    parallel, count, ends = recipe.parallel, recipe.architecture.language.layers, recipe.fp8_bf16_layers
+    held = parallel.layers_of_stages(count)[rank :: parallel.pipeline]
+    layers = sum(ends <= layer < count - ends for stage in held for layer in stage)
+    return 2 * layers * layer_matrices(recipe, parallel.tensor)
 
 
 def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
@@ -95,7 +112,7 @@ def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int
     state = 8 if optimizer.kind == "adam" else 4 if optimizer.momentum else 0
     shared = data_parallel * recipe.parallel.context if optimizer.distributed else 1
     return RankBytes(
-        parameters=(2 if half else 4) * sum(held.values()),
+        parameters=(2 if half else 4) * sum(held.values()) + fp8_weight_bytes(recipe, rank),
         gradients=4 * trained,
         optimizer=-(-trained * (state + (4 if half else 0)) // shared),
     )

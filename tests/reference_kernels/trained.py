@@ -19,6 +19,7 @@ install()
 from megatron_sts.config import Recipe
 from megatron_sts.model import precision
 from megatron_sts.parallel.groups import start_groups
+from megatron_sts.planning.memory import fp8_weight_bytes
 from megatron_sts.sts import StagePlanner
 from megatron_sts.train.benchmark import Stepper
 from tests.gpu.inside import padding, quick
@@ -96,14 +97,25 @@ def _looked_into(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _weight_gradients(recipe: Recipe, stage: str) -> int:
-    """How many of a dense step's FP8 products were for the gradient of a weight."""
+def _weight_gradients(recipe: Recipe, stage: str) -> dict[str, int]:
+    """How many of a dense step's FP8 products were for the gradient of a weight, and the bytes of FP8 weights kept."""
     stepper = Stepper(recipe, recipe.stage(stage), 1, start_groups(recipe.parallel, recipe.seed))
     extension = sys.modules["transformer_engine_torch"]
     with patch.object(extension, "generic_gemm", wraps=extension.generic_gemm) as products:
         stepper.time(StagePlanner(recipe, recipe.stage(stage), 1, 1).dense_plan(0))
-    # generic_gemm(a, transpose_a, b, transpose_b, ...): only a weight's gradient sums over rows.
-    return sum(call.args[3] for call in products.call_args_list)
+    kept = [
+        tensor
+        for chunk in stepper.parts.chunks
+        for module in chunk.modules()
+        for weight in getattr(module, "_fp8_workspaces", {}).values()
+        for tensor in weight.get_data_tensors()
+    ]
+    return {
+        # generic_gemm(a, transpose_a, b, transpose_b, ...): only a weight's gradient sums over rows.
+        "products": sum(call.args[3] for call in products.call_args_list),
+        "kept_bytes": sum(tensor.numel() for tensor in kept),
+        "planned_bytes": fp8_weight_bytes(recipe, 0),
+    }
 
 
 def _recipe(root: Path, **changes: Any) -> Recipe:

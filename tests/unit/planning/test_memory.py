@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPVisionConfig, SiglipVisionConfig
 
 from megatron_sts.config import VisionArchitecture
-from megatron_sts.planning.memory import part_parameters, rank_bytes, tower_parameters
+from megatron_sts.planning.memory import fp8_weight_bytes, part_parameters, rank_bytes, tower_parameters
 
 
 def count(model: torch.nn.Module) -> int:
@@ -94,3 +94,14 @@ def test_bytes_of_a_trained_parameter(make, precision, optimizer, bytes_a_parame
     assert rank_bytes(context, context.stage("tune"), 1, data_parallel=4) == held
     frozen = rank_bytes(recipe, recipe.stage("align"), 1, data_parallel=8)
     assert (frozen.gradients, frozen.optimizer) == (0, 0)
+
+
+def test_fp8_keeps_the_matrices_of_its_layers_twice_more(make):
+    # LLaVA-1.5-7B's layer: 4 x 4096 x 4096 and 3 x 4096 x 11008.
+    matrices = 4 * 4096 * 4096 + 3 * 4096 * 11008
+    recipe = make(precision="fp8", parallel__pipeline=2, parallel__tensor=2, fp8_bf16_layers=1)
+    assert fp8_weight_bytes(recipe, 0) == fp8_weight_bytes(recipe, 1) == 2 * 15 * matrices // 2
+    bf16 = recipe.model_copy(update={"precision": "bf16"})
+    stage = recipe.stage("tune")
+    assert rank_bytes(recipe, stage, 0, 1).total - rank_bytes(bf16, stage, 0, 1).total == fp8_weight_bytes(recipe, 0)
+    assert fp8_weight_bytes(bf16, 0) == 0
