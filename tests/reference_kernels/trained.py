@@ -22,11 +22,13 @@ from megatron_sts.parallel.groups import start_groups
 from megatron_sts.planning.memory import fp8_weight_bytes
 from megatron_sts.sts import StagePlanner
 from megatron_sts.train.benchmark import Stepper
+from megatron_sts.train.stages import train
 from tests.gpu.inside import padding, quick
-from tests.gpu.recipes import LANGUAGE
+from tests.gpu.recipes import LANGUAGE, losses, recipe_of
+from tests.gpu.test_losses import STEPS, means
 from tests.parallel.observe import Observation, assert_same, observe
 from tests.ranks import run_ranks
-from tests.tiny import ARCHITECTURE, tiny_recipe
+from tests.tiny import ARCHITECTURE, tiny_data, tiny_recipe, tiny_tokenizer
 
 STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4, "selection": "independent"}, "tune__compress": {"keep_ratio": 0.5}}
 SMOOTH = {"optimizer": {"epsilon": 1e-2}}
@@ -88,6 +90,20 @@ def in_fp8(root: Path) -> dict[str, Any]:
     return found
 
 
+def losses_in_fp8(root: Path) -> dict[str, Any]:
+    """Means of 50 losses over 300 steps in bf16 and each FP8 recipe, as tests/gpu compares them. Takes 10 minutes."""
+    tiny_data(root, records=8 * STEPS)
+    tiny_tokenizer(root / "tokenizer")
+    found = {}
+    for name in ("bf16", "tensorwise", "delayed", "blockwise"):
+        changes = {} if name == "bf16" else {"precision": "fp8", "fp8_recipe": name}
+        recipe = recipe_of(root, name, STEPS, **changes)
+        recipe = recipe.model_copy(update={"stages": (recipe.stage("tune"),)})
+        run_ranks(1, train, recipe, timeout=900.0)
+        found[name] = means(losses(recipe))
+    return found
+
+
 def _looked_into(recipe: Recipe) -> dict[str, Any]:
     return {
         "quick": quick(recipe, 2),
@@ -129,7 +145,7 @@ def _distance(found: Observation, expected: Observation) -> float:
     return max(float(np.abs(np.array(one) / np.array(other) - 1).max()) for one, other in pairs)
 
 
-CHECKS = {"exactly": exactly, "in_bf16": in_bf16, "in_fp8": in_fp8}
+CHECKS = {"exactly": exactly, "in_bf16": in_bf16, "in_fp8": in_fp8, "losses_in_fp8": losses_in_fp8}
 
 if __name__ == "__main__":
     print(json.dumps(CHECKS[sys.argv[1]](Path(sys.argv[2]))))
