@@ -1,8 +1,9 @@
 """torchrun for one node of several, with what is needed to find out why a run ended.
 
 It ends with the exit code of the rank that failed first (torchrun's own is 1 whatever happened), shows the end of what
-that rank wrote, and where an error names the address of another node, says which node and ranks that is. SIGTERM and
-SIGUSR1 are handed to the ranks, which save and stop, for as long as that takes (torchrun would kill them after 30 s).
+that rank wrote, and where an error names the address of another node, says which node and ranks that is. Ctrl-C,
+SIGTERM and SIGUSR1 are handed to the ranks, which save and stop, for as long as that takes (torchrun would kill them
+after 30 s).
 """
 
 import argparse
@@ -28,6 +29,8 @@ LOST_NODE = 76
 NODE_FILE = "addresses"
 LAST_LINES = 20
 # Of a range kept for documentation (RFC 5737): nothing is sent there, the way to it is the default route.
+# Contract: those that megatron_sts/train/stopping.py heeds.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 ANYWHERE = "192.0.2.1"
 ADDRESS = re.compile(r"\d+(?:\.\d+){3}|[0-9a-fA-F]*:[0-9a-fA-F:]+")
 
@@ -39,9 +42,9 @@ def main() -> int:
     directory = Path(arguments.log_dir)
     note_node(directory, arguments)
     choose_interface(arguments)
-    # torchrun would end the ranks at the two below. It goes by its arguments, older releases by the variable.
-    arguments.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    # torchrun would end the ranks at those below. It goes by its arguments, older releases by the variable.
+    arguments.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
+    for number in STOP_SIGNALS:
         signal.signal(number, hand_on)
     try:
         run(arguments)
@@ -79,7 +82,7 @@ def hand_on(number: int, frame: FrameType | None) -> None:
 
     While torch waits for the other nodes no signal but SIGKILL is heeded.
     """
-    for other in (signal.SIGTERM, signal.SIGUSR1):
+    for other in STOP_SIGNALS:
         signal.signal(other, end)
     ranks = psutil.Process().children()
     if not ranks:

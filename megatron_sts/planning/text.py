@@ -39,7 +39,10 @@ def _stage_lines(found: RecipeForecast, stage: StageForecast) -> list[str]:
         *_sparsity_lines(found.recipe, stage),
     ]
     if stage.work is None:
-        lines.append(f"  give stages.{config.name}.data.text_tokens to see FLOPs, time and the split of the layers")
+        lines.append(
+            f"  give stages.{config.name}.data.text_tokens to see FLOPs, time and the split of the layers: the mean of "
+            "'text' that tools/prepare_data.py check --config tells"
+        )
     else:
         lines += _work_lines(found, stage, stage.work)
     return [*lines, *_table(found.recipe, stage)]
