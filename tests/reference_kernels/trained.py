@@ -119,7 +119,7 @@ def _weight_gradients(recipe: Recipe, stage: str) -> int:
 
 @contextmanager
 def _plain() -> Iterator[None]:
-    """Layers, optimiser and gradient norm as where there is no Transformer Engine; the last two were chosen at import."""
+    """As where there is no Transformer Engine: also optimiser and gradient norm, which were chosen at import."""
     with (
         patch.object(precision, "has_gpu", lambda: False),
         patch.object(optimizer, "USING_PYTORCH_OPTIMIZER", True),
