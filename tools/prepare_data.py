@@ -32,7 +32,7 @@ from megatron_sts.data.check_text import check_text
 from megatron_sts.data.pack import pack
 from megatron_sts.data.workers import Progress
 from megatron_sts.errors import ConfigError, MegatronStsError
-from megatron_sts.evaluation.progress import shown_progress
+from megatron_sts.evaluation.progress import shown_if_long, shown_progress
 from megatron_sts.heavy_imports import before_heavy_imports
 
 StartProgress = Callable[[str], Progress]
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
             pack_shards(options)
             return 0
         with ExitStack() as stack:
-            found = reports(options, lambda what: stack.enter_context(shown_progress(what)))
+            found = reports(options, lambda what: stack.enter_context(shown_if_long(what)))
     except MegatronStsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

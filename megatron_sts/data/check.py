@@ -98,7 +98,7 @@ def check_data(
         check_can_be_written(data, usable_file)
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: is no folder; give the folder of the images")
-    samples, bad = scan_records(data)
+    samples, bad = scan_records(data, progress("MB read"))
     problems: dict[str, list[dict[str, Any]]] = {
         "bad_records": [{"record": one.number, "id": one.id, "problem": one.problem} for one in bad]
     }
