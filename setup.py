@@ -60,7 +60,8 @@ setup(
         "packaging",
         # CVE-2026-25990, CVE-2026-54058: before 12.1.1 and 12.3.0 a crafted picture wrote or read out of bounds.
         "Pillow>=12.3",
-        "rich",
+        # Its displays may stand one in another from 14.1 on.
+        "rich>=14.1",
         "tensorboard",
         "matplotlib",
         # megatron-core does not declare it.

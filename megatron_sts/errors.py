@@ -2,7 +2,12 @@
 
 
 class MegatronStsError(Exception):
-    """Base of every error that is the user's to mend, not ours."""
+    """Base of every error that is the user's to mend, not ours.
+
+    met_by_all: rank 0 met it and all ranks raise it, so that one of them need speak.
+    """
+
+    met_by_all = False
 
 
 class ConfigError(MegatronStsError):

@@ -10,7 +10,8 @@ source scripts/environment.sh
 # break megatron-core, which takes it for whole. Without it these tests are skipped.
 engine=$VIRTUAL_ENV/transformer_engine
 if ! cmp -s constraints/transformer_engine.txt "$engine/installed"; then
-    rm -rf -- "$engine"
+    # pip would leave alone what a broken-off installation has left.
+    rm -rf -- "$engine" "$engine.new"
     if python -m pip install -qq --disable-pip-version-check --no-deps --target "$engine.new" \
         -r constraints/transformer_engine.txt; then
         cp -- constraints/transformer_engine.txt "$engine.new/installed"

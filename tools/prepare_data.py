@@ -6,8 +6,9 @@ python tools/prepare_data.py check DATA.json --images DIR --tokenizer DIR --visi
 python tools/prepare_data.py pack DATA.json --images DIR --output DIR
 
 The first form reads records and images, the next two count tokens too: as a recipe's stages would, or with settings of
-their own. The last writes webdataset shards. Exit code: 0 where every record can be trained on, 1 where some cannot, 2
-where nothing could be checked or packed.
+their own. `--usable FILE` writes the records that can be trained on to a file of their own. The last writes webdataset
+shards. Exit code: 0 where every record can be trained on, 1 where some cannot, 2 where nothing could be checked or
+packed.
 """
 
 import argparse
@@ -30,8 +31,8 @@ from megatron_sts.data.check_stage import check_stage_data, stages_to_check
 from megatron_sts.data.check_text import check_text
 from megatron_sts.data.pack import pack
 from megatron_sts.data.workers import Progress
-from megatron_sts.errors import MegatronStsError
-from megatron_sts.evaluation.progress import shown_progress
+from megatron_sts.errors import ConfigError, MegatronStsError
+from megatron_sts.evaluation.progress import shown_if_long, shown_progress
 from megatron_sts.heavy_imports import before_heavy_imports
 
 StartProgress = Callable[[str], Progress]
@@ -55,6 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     check.add_argument("--no-decode", action="store_true", help="look only whether the image files are there")
     check.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
+    check.add_argument("--usable", type=Path, metavar="FILE", help="write the usable records there; must not exist yet")
     check.add_argument("--json", action="store_true", help="one json object for each stage, with every problem")
     packing = commands.add_parser("pack", help="write webdataset shards, which megatron-energon reads too")
     packing.add_argument("data", type=Path, metavar="DATA.json")
@@ -88,8 +90,11 @@ def reports(options: argparse.Namespace, progress: StartProgress) -> list[dict[s
     if options.config is not None:
         recipe = load_recipe(options.config, options.overrides, check_files=False)
         stages = stages_to_check(recipe, options.stage, options.data)
+        if options.usable is not None and len(stages) > 1:
+            names = ", ".join(stage.name for stage in stages)
+            raise ConfigError(f"--usable: takes the records of one stage, found {names}; choose one with --stage")
         return [
-            check_stage_data(recipe, stage, options.data, options.images, decodes, workers, progress)
+            check_stage_data(recipe, stage, options.data, options.images, decodes, workers, progress, options.usable)
             for stage in stages
         ]
     text = None
@@ -102,7 +107,7 @@ def reports(options: argparse.Namespace, progress: StartProgress) -> list[dict[s
         tower = vision_architecture(read_vision_config(options.vision), options.vision)
         template = find_template(options.template, tokenizer)
         text = TextSettings(tokenizer, template, None, tower.patches, tower.patches, options.max_tokens, "error")
-    return [check_data(options.data, options.images, text, False, decodes, workers, progress)]
+    return [check_data(options.data, options.images, text, False, decodes, workers, progress, options.usable)]
 
 
 def pack_shards(options: argparse.Namespace) -> None:
@@ -124,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
             pack_shards(options)
             return 0
         with ExitStack() as stack:
-            found = reports(options, lambda what: stack.enter_context(shown_progress(what)))
+            found = reports(options, lambda what: stack.enter_context(shown_if_long(what)))
     except MegatronStsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -137,6 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             stage = f"stage {report['stage']}, " if "stage" in report else ""
             print(stage + check_text(report))
+            if options.usable is not None:
+                print(f"{options.usable}: the {report['usable']:,} usable records")
     return int(any(report["usable"] < report["records"] for report in found))
 
 

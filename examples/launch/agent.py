@@ -1,17 +1,21 @@
 """torchrun for one node of several, with what is needed to find out why a run ended.
 
 It ends with the exit code of the rank that failed first (torchrun's own is 1 whatever happened), shows the end of what
-that rank wrote, and where an error names the address of another node, says which node and ranks that is. SIGTERM and
-SIGUSR1 are handed to the ranks, which save and stop, for as long as that takes (torchrun would kill them after 30 s).
+that rank wrote, and where an error names the address of another node, says which node and ranks that is. Ctrl-C,
+SIGTERM and SIGUSR1 are handed to the ranks, which save and stop, for as long as that takes (torchrun would kill them
+after 30 s).
 """
 
 import argparse
 import contextlib
 import os
 import re
+import select
 import signal
 import socket
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -25,8 +29,11 @@ from torch.distributed.run import parse_args, run
 STOPPED = 75
 # Contract: that of megatron_sts/parallel/watchdog.py, after which slurm.sbatch asks for another turn.
 LOST_NODE = 76
+# Contract: those that megatron_sts/train/stopping.py heeds.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 NODE_FILE = "addresses"
 LAST_LINES = 20
+SECONDS_TO_HEED = 1.0
 # Of a range kept for documentation (RFC 5737): nothing is sent there, the way to it is the default route.
 ANYWHERE = "192.0.2.1"
 ADDRESS = re.compile(r"\d+(?:\.\d+){3}|[0-9a-fA-F]*:[0-9a-fA-F:]+")
@@ -39,10 +46,12 @@ def main() -> int:
     directory = Path(arguments.log_dir)
     note_node(directory, arguments)
     choose_interface(arguments)
-    # torchrun would end the ranks at the two below. It goes by its arguments, older releases by the variable.
-    arguments.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, hand_on)
+    # torchrun would end the ranks at those below. It goes by its arguments, older releases by the variable.
+    arguments.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
+    heeded = threading.Event()
+    for number in STOP_SIGNALS:
+        signal.signal(number, partial(hand_on, heeded))
+    end_if_deaf(heeded)
     try:
         run(arguments)
     except ChildFailedError as error:
@@ -74,12 +83,10 @@ def why_nodes_do_not_meet(arguments: argparse.Namespace, error: DistError) -> st
     return f"the nodes did not meet at {place} ({why}); {remedy}"
 
 
-def hand_on(number: int, frame: FrameType | None) -> None:
-    """Hand a first signal on to this node's ranks; a second one, or one before they run, ends them and this agent.
-
-    While torch waits for the other nodes no signal but SIGKILL is heeded.
-    """
-    for other in (signal.SIGTERM, signal.SIGUSR1):
+def hand_on(heeded: threading.Event, number: int, frame: FrameType | None) -> None:
+    """Hand a first signal on to this node's ranks; a second one, or one before they run, ends them and this agent."""
+    heeded.set()
+    for other in STOP_SIGNALS:
         signal.signal(other, end)
     ranks = psutil.Process().children()
     if not ranks:
@@ -91,6 +98,29 @@ def hand_on(number: int, frame: FrameType | None) -> None:
 def end(number: int, frame: FrameType | None) -> None:
     """What torchrun does on a signal: its exception ends the ranks."""
     raise SignalException(f"ended by signal {number}", sigval=signal.Signals(number))
+
+
+def end_if_deaf(heeded: threading.Event) -> None:
+    """Have these signals end this process also while torch waits for the other nodes: no handler runs then.
+
+    No rank is lost by that: Python would run `hand_on` first, before it starts one. Over once there is one.
+    """
+    written, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        agent = psutil.Process()
+        while not agent.children():
+            if not select.select([written], [], [], SECONDS_TO_HEED)[0]:
+                continue
+            number = os.read(written, 1)[0]
+            if number in STOP_SIGNALS and not heeded.wait(SECONDS_TO_HEED):
+                said = f"error: ended by {signal.Signals(number).name} before the nodes met"
+                print(said, file=sys.stderr, flush=True)
+                os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def note_node(directory: Path, arguments: argparse.Namespace) -> None:

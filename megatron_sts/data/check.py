@@ -15,6 +15,7 @@ from megatron_sts.data.pictures import check_is_file, find_picture, read_picture
 from megatron_sts.data.sample import Picture, Sample
 from megatron_sts.data.stored_samples import scan_records
 from megatron_sts.data.templates import Template
+from megatron_sts.data.usable import check_can_be_written, write_records
 from megatron_sts.data.workers import Progress, in_workers
 from megatron_sts.errors import DataError
 
@@ -70,6 +71,7 @@ def check_data(
     decodes: bool = True,
     workers: int = 0,
     progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+    usable_file: Path | None = None,
 ) -> dict[str, Any]:
     """Looks at every record and every picture that is named.
 
@@ -81,6 +83,7 @@ def check_data(
         decodes: whether pictures are decoded; otherwise only their files are looked for.
         workers: processes that do it; 0: this one.
         progress: given what is counted, returns what is told how far it is.
+        usable_file: where the usable records are written, as they are; None: nowhere.
 
     Returns:
         Plain values, fit for json: `data`, `records`, `usable`, `text_only`, `turns`, `images`, `lengths` (None
@@ -88,11 +91,14 @@ def check_data(
         where training would take it.
 
     Raises:
-        DataError: the file cannot be read or holds no record, or `images` is no folder.
+        DataError: the file cannot be read or holds no record, or `images` is no folder, or
+            `usable_file` cannot be written or is there already.
     """
+    if usable_file is not None:
+        check_can_be_written(data, usable_file)
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: is no folder; give the folder of the images")
-    samples, bad = scan_records(data)
+    samples, bad = scan_records(data, progress("MB read"))
     problems: dict[str, list[dict[str, Any]]] = {
         "bad_records": [{"record": one.number, "id": one.id, "problem": one.problem} for one in bad]
     }
@@ -121,6 +127,8 @@ def check_data(
         found_lengths = list(in_workers(text.measure, samples, workers, progress("records")))
         lengths, too_long = _lengths(samples, found_lengths, text, problems)
         unusable |= too_long
+    if usable_file is not None:
+        write_records(samples.places, np.delete(samples.numbers, sorted(unusable)), usable_file)
     return {
         "data": str(data),
         "records": len(samples) + len(bad),

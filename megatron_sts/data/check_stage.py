@@ -39,6 +39,7 @@ def check_stage_data(
     decodes: bool = True,
     workers: int = 0,
     progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+    usable_file: Path | None = None,
 ) -> dict[str, Any]:
     """`check_data` with a stage's settings, and the stage's name. data, images: instead of the stage's own."""
     tokenizer = load_tokenizer(recipe)
@@ -55,5 +56,6 @@ def check_stage_data(
         describe=partial(describe_steps, recipe, stage, visual_tokens=kept_tokens),
     )
     pads = settings.image_aspect_ratio == "pad"
-    report = check_data(data or settings.train, images or settings.images, text, pads, decodes, workers, progress)
+    given = (data or settings.train, images or settings.images)
+    report = check_data(*given, text, pads, decodes, workers, progress, usable_file)
     return {"stage": stage.name, **report}

@@ -41,8 +41,9 @@ def _length_lines(lengths: dict[str, Any]) -> list[str]:
         "text": lengths["text"],
         "learnt": lengths["supervised"],
         f"with {lengths['visual_tokens']} an image": lengths["before_compression"],
-        f"compressed to {lengths['kept_tokens']}": lengths["after_compression"],
     }
+    if lengths["kept_tokens"] != lengths["visual_tokens"]:
+        rows[f"compressed to {lengths['kept_tokens']}"] = lengths["after_compression"]
     width = max(map(len, rows))
     lines = [f"tokens ({lengths['template']})".ljust(width + 2) + "    mean     p50     p99     max"]
     for name, spread in rows.items():

@@ -228,8 +228,8 @@ def _unchanged(item: RawMicroBatch | MegatronStsError) -> RawMicroBatch | Megatr
 
 
 def _start_worker(worker: int) -> None:
-    # A signal that a scheduler sends to all processes is the training process's to heed: it saves first.
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    # A signal that a scheduler or a terminal sends to all processes is the training process's to heed: it saves first.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     # Many workers with many threads each would fight for the cores.
     torch.set_num_threads(1)

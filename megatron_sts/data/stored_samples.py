@@ -15,6 +15,7 @@ from megatron_sts.records import RecordPlaces, find_records
 from megatron_sts.records.record_places import Members
 
 _SHOWN_PROBLEMS = 10
+_REMEDY = "mend them; `tools/prepare_data.py check {} --images DIR --usable FILE` writes the others to a file"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ def read_samples(source: Path | str, progress: Progress = lambda done, total: No
     if bad:
         shown = "\n".join(f"  {record}" for record in bad[:_SHOWN_PROBLEMS])
         more = f" (the first {_SHOWN_PROBLEMS})" if len(bad) > _SHOWN_PROBLEMS else ""
-        raise DataError(f"{source}: {len(bad)} of {len(samples) + len(bad)} records cannot be used{more}:\n{shown}")
+        remedy = "" if Path(source).is_dir() else f"\n{_REMEDY.format(source)}"
+        raise DataError(
+            f"{source}: {len(bad)} of {len(samples) + len(bad)} records cannot be used{more}:\n{shown}{remedy}"
+        )
     return samples
 
 

@@ -1,4 +1,4 @@
-"""How far a long job is, and how much time is left, on standard error."""
+"""How far a long job is, and how much time is left; on standard error, where no other console is given."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def shown_progress(what: str, console: Console | None = None) -> Iterator[Callab
 
 
 @contextmanager
-def shown_if_long(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+def shown_if_long(what: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
     """As `shown_progress`, but nothing is shown of what ends within five seconds."""
     began = time.monotonic()
     show: Callable[[int, int], None] | None = None

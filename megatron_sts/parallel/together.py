@@ -25,6 +25,7 @@ def rank_zero_does(action: Callable[[], None]) -> None:
         try:
             action()
         except MegatronStsError as error:
+            error.met_by_all = True
             outcome = [error]
     dist.broadcast_object_list(outcome, src=0)
     if outcome[0] is not None:

@@ -16,7 +16,7 @@ def forecast_text(found: RecipeForecast) -> str:
     parallel = found.recipe.parallel
     ranks = parallel.tensor * parallel.pipeline * parallel.context * found.data_parallel
     lines = [
-        f"layout on {ranks} ranks: tensor {parallel.tensor}"
+        f"layout on {_counted(ranks, 'rank')}: tensor {parallel.tensor}"
         f"{' with sequence parallelism' if parallel.sequence_parallel else ''}, pipeline {parallel.pipeline}"
         f"{f' x {parallel.virtual_pipeline} virtual' if parallel.virtual_pipeline > 1 else ''}, "
         f"{f'context {parallel.context}, ' if parallel.context > 1 else ''}"
@@ -32,14 +32,18 @@ def forecast_text(found: RecipeForecast) -> str:
 
 def _stage_lines(found: RecipeForecast, stage: StageForecast) -> list[str]:
     planned, config = stage.planned, stage.planned.stage
-    samples = f"{planned.samples:,} samples, " if planned.samples is not None else ""
+    samples = f"{_counted(planned.samples, 'sample')}, " if planned.samples is not None else ""
+    micro_batches = _counted(stage.micro_batches, "micro-batch", "micro-batches")
     lines = [
-        f"{config.name}: {samples}{planned.steps:,} steps of {config.batch.global_size} "
-        f"({stage.micro_batches} micro-batches of {config.batch.micro} a rank); trains {', '.join(config.trains)}",
+        f"{config.name}: {samples}{_counted(planned.steps, 'step')} of {config.batch.global_size} "
+        f"({micro_batches} of {config.batch.micro} a rank); trains {', '.join(config.trains)}",
         *_sparsity_lines(found.recipe, stage),
     ]
     if stage.work is None:
-        lines.append(f"  give stages.{config.name}.data.text_tokens to see FLOPs, time and the split of the layers")
+        lines.append(
+            f"  give stages.{config.name}.data.text_tokens to see FLOPs, time and the split of the layers: the mean of "
+            "'text' that tools/prepare_data.py check --config tells"
+        )
     else:
         lines += _work_lines(found, stage, stage.work)
     return [*lines, *_table(found.recipe, stage)]
@@ -177,6 +181,10 @@ def _yaml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return _numbers(value) if isinstance(value, tuple) else str(value)
+
+
+def _counted(count: int, one: str, several: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def _numbers(values: Sequence[int]) -> str:

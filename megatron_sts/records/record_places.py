@@ -4,6 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ Seen = Callable[[int, Any, Members], None]
 """Called with the number of a record, its value and its pictures."""
 
 _RECORDS_BETWEEN_WORDS = 64
+_MEGABYTE = 10**6
 _ARRAYS = ("records", "pictures", "first_pictures")
 
 
@@ -75,11 +77,13 @@ def find_records(
 ) -> RecordPlaces:
     """Goes through a `.json` file (one list), a `.jsonl` file (one record a line) or a directory of shards once.
 
-    progress: told now and then how many of how many megabytes were passed.
+    progress: told now and then, and at the end, how many of how many megabytes were passed.
     Contract: training has one sample for each record, so a plan counts them without looking inside.
     Raises DataError where it cannot be read or holds no record; records are not looked into.
     """
     files = tuple(_files(source))
+    *before, size_of_all = accumulate((file.size for file in files), initial=0)
+    megabytes = -(-size_of_all // _MEGABYTE)
     records, pictures, first_pictures = array("q"), array("q"), array("q", [0])
     number = 0
     for value, place, members in _scan(source, files):
@@ -90,9 +94,11 @@ def find_records(
         first_pictures.append(len(pictures) // 2)
         number += 1
         if number % _RECORDS_BETWEEN_WORDS == 0:
-            progress(*_megabytes(files, place))
+            of_file, offset, size = place
+            progress((before[of_file] + offset + size) // _MEGABYTE, megabytes)
     if not number:
         raise DataError(f"{source}: holds no record; give data with at least one conversation")
+    progress(megabytes, megabytes)
     return RecordPlaces(
         source,
         files,
@@ -111,13 +117,6 @@ def _scan(source: Path, files: tuple[StoredFile, ...]) -> Iterator[tuple[Any, tu
         for record in scan_shard(file):
             members = tuple(Member(file, picture.offset, picture.size) for picture in record.pictures)
             yield record.value, (number, record.json.offset, record.json.size), members
-
-
-def _megabytes(files: tuple[StoredFile, ...], place: tuple[int, int, int]) -> tuple[int, int]:
-    """(those before the end of a place, all of them); rounded so that they are all at the very end alone."""
-    number, offset, size = place
-    passed = sum(file.size for file in files[:number]) + offset + size
-    return passed // 10**6, -(-sum(file.size for file in files) // 10**6)
 
 
 def _files(source: Path) -> list[StoredFile]:

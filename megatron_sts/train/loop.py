@@ -128,7 +128,9 @@ def train_stage(
             if is_needed or (every is not None and done % every == 0):
                 saver.save(done, is_needed)
             if result.stop:
-                progress.say(f"{stage.name} {done}/{data.total_steps} | stops here: {result.stop.text}")
+                progress.say(
+                    f"{stage.name} {done}/{data.total_steps} | stops here: {result.stop.text}; the same command goes on"
+                )
                 return result.stop
     return StopReason.NONE
 

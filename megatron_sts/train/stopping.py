@@ -11,7 +11,7 @@ import psutil
 
 from megatron_sts.config import Recipe
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 STOPPED = 75
 """Exit code of a run that stopped before its end and saved where it stands (EX_TEMPFAIL: try again)."""
@@ -31,7 +31,8 @@ class StopReason(IntEnum):
 
 
 class StopRequests:
-    """What this rank was asked, while the context lasts: SIGTERM and SIGUSR1 wish for a stop after the step.
+    """What this rank was asked, while the context lasts: SIGINT (Ctrl-C), SIGTERM and SIGUSR1 wish for a stop after
+    the step.
 
     A second signal ends the process at once, as if it had never been caught. Only the main thread may enter.
     """

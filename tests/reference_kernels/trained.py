@@ -6,6 +6,8 @@ Prints one json object. A process of its own, which imports megatron-core where 
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +17,10 @@ import numpy as np
 from tests.reference_kernels.install import install
 
 install()
+
+from megatron.core import optimizer
+from megatron.core.optimizer import clip_grads
+from megatron.core.utils import local_multi_tensor_l2_norm, local_multi_tensor_scale
 
 from megatron_sts.config import Recipe
 from megatron_sts.model import precision
@@ -31,7 +37,7 @@ from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE, tiny_data, tiny_recipe, tiny_tokenizer
 
 STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4, "selection": "independent"}, "tune__compress": {"keep_ratio": 0.5}}
-SMOOTH = {"optimizer": {"epsilon": 1e-2}}
+SMOOTH = {"optimizer": {"epsilon": 1e-2, "weight_decay": 0.1}}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2_sp": (2, {"tensor": 2, "sequence_parallel": True}),
     "pp2": (2, {"pipeline": 2}),
@@ -47,7 +53,7 @@ def exactly(root: Path) -> dict[str, Any]:
     # There is no fused softmax among the reference kernels.
     os.environ["NVTE_MASKED_SOFTMAX_FUSION"] = "0"
     one = observe(_recipe(root), "tune", 1)
-    with patch.object(precision, "has_gpu", lambda: False):
+    with _plain():
         assert_same(one, observe(_recipe(root), "tune", 1))
     for ranks, parallel in (LAYOUTS[name] for name in ("tp2_sp", "pp2_vp2", "dp2")):
         assert_same(observe(_recipe(root, parallel=parallel), "tune", ranks), one)
@@ -59,7 +65,7 @@ def in_bf16(root: Path) -> dict[str, Any]:
     """How far losses and gradient norms are from those of one process with Transformer Engine, with its attention."""
     changes = {"precision": "bf16"}
     one = observe(_recipe(root, **changes), "tune", 1)
-    with patch.object(precision, "has_gpu", lambda: False):
+    with _plain():
         found = {"plain": _distance(observe(_recipe(root, **changes), "tune", 1), one)}
     for name, (ranks, parallel) in LAYOUTS.items():
         found[name] = _distance(observe(_recipe(root, parallel=parallel, **changes), "tune", ranks), one)
@@ -117,8 +123,13 @@ def _weight_gradients(recipe: Recipe, stage: str) -> dict[str, int]:
     """How many of a dense step's FP8 products were for the gradient of a weight, and the bytes of FP8 weights kept."""
     stepper = Stepper(recipe, recipe.stage(stage), 1, start_groups(recipe.parallel, recipe.seed))
     extension = sys.modules["transformer_engine_torch"]
-    with patch.object(extension, "generic_gemm", wraps=extension.generic_gemm) as products:
+    with (
+        patch.object(extension, "generic_gemm", wraps=extension.generic_gemm) as products,
+        patch.object(extension, "fused_rope_forward", wraps=extension.fused_rope_forward) as rotations,
+    ):
         stepper.time(StagePlanner(recipe, recipe.stage(stage), 1, 1).dense_plan(0))
+    # Nothing but speed tells the fused ones from megatron-core's.
+    assert rotations.called
     kept = [
         tensor
         for chunk in stepper.parts.chunks
@@ -132,6 +143,18 @@ def _weight_gradients(recipe: Recipe, stage: str) -> dict[str, int]:
         "kept_bytes": sum(tensor.numel() for tensor in kept),
         "planned_bytes": fp8_weight_bytes(recipe, 0),
     }
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """As where there is no Transformer Engine: also optimiser and gradient norm, which were chosen at import."""
+    with (
+        patch.object(precision, "has_gpu", lambda: False),
+        patch.object(optimizer, "USING_PYTORCH_OPTIMIZER", True),
+        patch.object(clip_grads, "l2_norm_impl", local_multi_tensor_l2_norm),
+        patch.object(clip_grads, "multi_tensor_scale_impl", local_multi_tensor_scale),
+    ):
+        yield
 
 
 def _recipe(root: Path, **changes: Any) -> Recipe:

@@ -140,13 +140,15 @@ def test_a_port_that_is_in_use_is_named_in_one_line(tmp_path):
 
 STOPPING = """
 import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit(75)))
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: (time.sleep(1), sys.exit(75)))
 pathlib.Path("ready").touch()
 time.sleep(60)
 """
 
 
-def test_a_signal_to_the_agent_lets_its_ranks_save_and_ends_with_their_code(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_agent_lets_its_ranks_save_and_ends_with_their_code(tmp_path, number):
     (tmp_path / "rank.py").write_text(STOPPING)
     command = [sys.executable, str(LAUNCH / "agent.py"), "--master-port", "0", "--log-dir", "logs", "--redirects", "3"]
     agent = subprocess.Popen([*command, "rank.py"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
@@ -154,7 +156,7 @@ def test_a_signal_to_the_agent_lets_its_ranks_save_and_ends_with_their_code(tmp_
     while not (tmp_path / "ready").exists():
         assert agent.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    agent.send_signal(signal.SIGTERM)
+    agent.send_signal(number)
     _, said = agent.communicate(timeout=60)
     assert agent.returncode == 75 and "stopped before the end, and saved" in said
     assert "closing signal" not in said, "torchrun would have ended them"

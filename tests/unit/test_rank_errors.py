@@ -7,6 +7,9 @@ import pytest
 from megatron_sts.errors import ConfigError, DataError, LostRankError
 from megatron_sts.rank_errors import SECONDS_FOR_RANK_ZERO, tell_error
 
+MET_BY_ALL = DataError("record 7")
+MET_BY_ALL.met_by_all = True
+
 
 @pytest.mark.parametrize(
     ("rank", "error", "said", "waits"),
@@ -16,8 +19,18 @@ from megatron_sts.rank_errors import SECONDS_FOR_RANK_ZERO, tell_error
         ("3", ConfigError("seed"), "", [SECONDS_FOR_RANK_ZERO]),
         ("3", DataError("a.png"), "error: a.png\n", []),
         ("3", LostRankError("refused"), "error: refused\n", []),
+        ("0", MET_BY_ALL, "error: record 7\n", []),
+        ("3", MET_BY_ALL, "", [SECONDS_FOR_RANK_ZERO]),
     ],
-    ids=["no ranks", "rank 0", "another rank", "its own picture", "its own network"],
+    ids=[
+        "no ranks",
+        "rank 0",
+        "another rank",
+        "its own picture",
+        "its own network",
+        "record of all",
+        "another's record",
+    ],
 )
 def test_rank_zero_speaks_while_the_others_wait(monkeypatch, capsys, rank, error, said, waits):
     slept: list[float] = []

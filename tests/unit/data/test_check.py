@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,15 @@ def test_every_kind_of_problem_is_found_by_id(
         record("twice"),
         7,
     ]
+    told: dict[str, tuple[int, int]] = {}
     found = check_data(
-        write(tmp_path, [*many, *bad]), image_folder, settings(20, "error"), workers=workers, progress=lambda _: ticks
+        write(tmp_path, [*many, *bad]),
+        image_folder,
+        settings(20, "error"),
+        workers=workers,
+        progress=lambda what: lambda done, total: told.update({what: (done, total)}),
     )
+    assert told == {"MB read": (1, 1), "images": (11, 11), "records": (76, 76)}
     assert (found["records"], found["usable"], found["text_only"]) == (78, 72, 3)
     assert found["images"] == {"named": 73, "files": 11, "bad_files": 3, "most_in_a_record": 1}
     problems = found["problems"]
@@ -71,10 +78,6 @@ def test_every_kind_of_problem_is_found_by_id(
     json.dumps(found)
 
 
-def ticks(done: int, total: int) -> None:
-    assert 0 < done <= total
-
-
 def test_lengths_by_hand(tmp_path: Path, image_folder: Path, settings: Callable[[int, OverLong], TextSettings]) -> None:
     # <s> USER: Sure? ASSISTANT: yes </s>; with a picture <s> USER: _ <image> \nSure? ASSISTANT: yes </s>
     found = check_data(write(tmp_path, [record("a"), record("b", "0.png")]), image_folder, settings(20, "error"))
@@ -85,6 +88,9 @@ def test_lengths_by_hand(tmp_path: Path, image_folder: Path, settings: Callable[
     assert lengths["after_compression"]["max"] == 11
     text = check_text(found)
     assert "2 records, 2 of them usable" in text and "with 9 an image" in text and "compressed to 4" in text
+    dense = replace(settings(20, "error"), kept_tokens=9)
+    text = check_text(check_data(write(tmp_path, [record("a")]), None, dense))
+    assert "with 9 an image" in text and "compressed to" not in text
 
 
 @pytest.mark.parametrize(

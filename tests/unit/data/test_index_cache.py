@@ -163,4 +163,4 @@ def test_a_cached_index_is_still_checked_for_length_and_count(
     with pytest.raises(DataError, match=r"data\.max_tokens 5"):
         prepare(5)
     # Tokenized once only.
-    assert progress == [("records measured", 1, 1)] and set(counts) == {1}
+    assert progress == [("MB read", 1, 1), ("records measured", 1, 1)] and set(counts) == {1}

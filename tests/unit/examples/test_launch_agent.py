@@ -1,13 +1,20 @@
-"""The launch agent: its explanation of a failed rank, and the network that it chooses between the nodes."""
+"""The launch agent: its explanation of a failed rank, the network that it chooses between the nodes, and a signal that
+comes while it waits for them.
+"""
 
 import os
+import signal
 import socket
+import threading
 from argparse import Namespace
+from unittest import mock
 
 import psutil
 import pytest
 
+from examples.launch import agent
 from examples.launch.agent import choose_interface, explain
+from tests.ranks import run_until_ended
 
 OWN, OTHER, THIRD = "10.0.0.1", "10.0.0.2", "10.0.0.22"
 
@@ -90,3 +97,27 @@ def test_gloo_uses_the_network_towards_the_first_node(monkeypatch, nodes, addres
     monkeypatch.setattr(os, "environ", {} if set_before is None else {"GLOO_SOCKET_IFNAME": set_before})
     choose_interface(Namespace(nnodes=nodes, master_addr=address))
     assert os.environ.get("GLOO_SOCKET_IFNAME") == chosen
+
+
+def _waits_for_a_silent_node(directory):
+    """The agent of node 1, signalled once it has reached a node 0 that does not answer."""
+    node_0 = socket.create_server(("127.0.0.1", 0))
+
+    def signal_it():
+        connection, _ = node_0.accept()
+        os.kill(os.getpid(), signal.SIGTERM)
+        # Held open.
+        connection.recv(1 << 20)
+        threading.Event().wait(60)
+
+    threading.Thread(target=signal_it, daemon=True).start()
+    place = ["--nnodes", "2", "--node-rank", "1", "--master-port", str(node_0.getsockname()[1])]
+    with mock.patch("sys.argv", ["agent", *place, "--log-dir", str(directory), "rank.py"]):
+        return agent.main()
+
+
+def test_a_signal_is_heeded_while_the_nodes_have_not_met(tmp_path):
+    (ended,) = run_until_ended(1, _waits_for_a_silent_node, tmp_path)
+    assert ended.code == 128 + signal.SIGTERM, ended
+    assert ended.output.splitlines()[-1] == "error: ended by SIGTERM before the nodes met"
+    assert ended.seconds < 30

@@ -26,7 +26,7 @@ def _works(work: Callable[[Callable[[], None]], None]) -> int:
         try:
             rank_zero_works(work, TIMEOUT_SECONDS)
         except DataError as error:
-            print(f"error: {error}")
+            print(f"error: {error}; met by all: {error.met_by_all}")
             return 2
     return 0
 
@@ -64,7 +64,7 @@ def test_work_may_take_longer_than_ranks_wait_for_each_other():
 
 def test_its_error_is_raised_by_all():
     ended = _ended(_fail)
-    assert [(each.code, each.output) for each in ended] == [(2, "error: record 7 is bad\n")] * 2
+    assert [(each.code, each.output) for each in ended] == [(2, "error: record 7 is bad; met by all: True\n")] * 2
 
 
 @pytest.mark.parametrize(("stop", "said"), [(_die, "has not answered for"), (_hang, "answers, but is elsewhere")])

@@ -29,7 +29,7 @@ except SystemExit as ended:
 @functools.cache
 def plan(*arguments: str, config: Path = PLAN_70B) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", WITHOUT_FRAMEWORKS, "--config", str(config), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_the_pages_quote_what_is_printed():
@@ -96,7 +96,7 @@ def test_text_has_a_line_to_paste_that_can_be_used(tmp_path):
 
 def test_a_reader_that_stops_early_ends_the_command_without_a_word():
     command = f"{sys.executable} tools/plan.py --config {PLAN_70B} --dump-steps 2000 stages.align.steps=1 | head -1"
-    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
 
 

@@ -131,6 +131,14 @@ def test_a_layout_that_training_would_refuse_is_refused(make):
         forecast(make(parallel={"pipeline": 4}, tune__skip={"alpha": 0.5, "skip_groups": 2}))
 
 
+def test_one_is_not_told_as_several(make):
+    recipe = make(parallel={"pipeline": 4}, optimizer={"distributed": True})
+    assert "(4 micro-batches of " in forecast_text(forecast(recipe, 4))
+    few = forecast_text(forecast(make(tune__batch={"global": 2, "micro": 2}, tune__steps=1, tune__epochs=None)))
+    assert few.startswith("layout on 1 rank: ")
+    assert " samples, 1 step of 2 (1 micro-batch of 2 a rank)" in few
+
+
 def test_what_a_mean_sample_does_not_show_is_said(make):
     packed = {"train": "none/tune.json", "images": "none", "samples": 9600, "text_tokens": 340, "packing": True}
     text = forecast_text(forecast(make(tune__data=packed)))
