@@ -12,8 +12,7 @@ engine=$VIRTUAL_ENV/transformer_engine
 if ! cmp -s constraints/transformer_engine.txt "$engine/installed"; then
     # pip would leave alone what a broken-off installation has left.
     rm -rf -- "$engine" "$engine.new"
-    if python -m pip install -qq --disable-pip-version-check --no-deps --target "$engine.new" \
-        -r constraints/transformer_engine.txt; then
+    if environment_pip --no-deps --target "$engine.new" -r constraints/transformer_engine.txt; then
         cp -- constraints/transformer_engine.txt "$engine.new/installed"
         mv -- "$engine.new" "$engine"
     fi

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
@@ -30,12 +29,10 @@ from megatron_sts.data.check import TextSettings, check_data
 from megatron_sts.data.check_stage import check_stage_data, stages_to_check
 from megatron_sts.data.check_text import check_text
 from megatron_sts.data.pack import pack
-from megatron_sts.data.workers import Progress
+from megatron_sts.data.workers import StartProgress
 from megatron_sts.errors import ConfigError, MegatronStsError
 from megatron_sts.evaluation.progress import shown_if_long, shown_progress
 from megatron_sts.heavy_imports import before_heavy_imports
-
-StartProgress = Callable[[str], Progress]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -29,7 +29,7 @@ from torch.distributed.run import parse_args, run
 STOPPED = 75
 # Contract: that of megatron_sts/parallel/watchdog.py, after which slurm.sbatch asks for another turn.
 LOST_NODE = 76
-# Contract: those that megatron_sts/train/stopping.py heeds.
+# Contract: those of megatron_sts/stop_signals.py.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 NODE_FILE = "addresses"
 LAST_LINES = 20

@@ -34,7 +34,10 @@ def checkpoint_path(recipe: Recipe, stage: str, step: int) -> Path:
 
 
 def checkpoints_of_stage(recipe: Recipe, stage: str) -> list[Path]:
-    """The checkpoints of a stage, oldest first; that their names are final says that they were once whole."""
+    """The checkpoints of a stage, oldest first; that their names are final says that they were once whole.
+
+    stage: its name, `*` for all stages.
+    """
     return sorted(checkpoint_root(recipe).glob(f"{stage}-" + "[0-9]" * _STEP_DIGITS))
 
 
@@ -79,7 +82,7 @@ def newest_run(recipe: Recipe) -> Run | None:
                 failure = failure or error
     if failure is not None:
         raise failure
-    if others := sorted(checkpoint_root(recipe).glob("*-" + "[0-9]" * _STEP_DIGITS)):
+    if others := checkpoints_of_stage(recipe, "*"):
         stages = ", ".join(stage.name for stage in recipe.stages)
         raise CheckpointError(
             f"output_dir: found {recipe.output_dir}, which holds another run: {others[-1].name}, and no checkpoint of "

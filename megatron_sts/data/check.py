@@ -16,7 +16,7 @@ from megatron_sts.data.sample import Picture, Sample
 from megatron_sts.data.stored_samples import scan_records
 from megatron_sts.data.templates import Template
 from megatron_sts.data.usable import check_can_be_written, write_records
-from megatron_sts.data.workers import Progress, in_workers
+from megatron_sts.data.workers import StartProgress, in_workers, untold
 from megatron_sts.errors import DataError
 
 
@@ -70,7 +70,7 @@ def check_data(
     pads: bool = False,
     decodes: bool = True,
     workers: int = 0,
-    progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+    progress: StartProgress = untold,
     usable_file: Path | None = None,
 ) -> dict[str, Any]:
     """Looks at every record and every picture that is named.

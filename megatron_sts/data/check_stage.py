@@ -1,6 +1,5 @@
 """Checks the data of a recipe's stages as the stages would read it."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from megatron_sts.data.check import TextSettings, check_data
 from megatron_sts.data.padding import describe_steps
 from megatron_sts.data.templates import find_template
 from megatron_sts.data.tokenizer import load_tokenizer
-from megatron_sts.data.workers import Progress
+from megatron_sts.data.workers import StartProgress, untold
 from megatron_sts.errors import ConfigError
 from megatron_sts.sts import StagePlanner
 
@@ -38,7 +37,7 @@ def check_stage_data(
     images: Path | None = None,
     decodes: bool = True,
     workers: int = 0,
-    progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+    progress: StartProgress = untold,
     usable_file: Path | None = None,
 ) -> dict[str, Any]:
     """`check_data` with a stage's settings, and the stage's name. data, images: instead of the stage's own."""

@@ -19,7 +19,7 @@ from megatron_sts.data.index import SampleIndex, measure_samples
 from megatron_sts.data.lengths import Fitted, OverLong, fit_lengths
 from megatron_sts.data.stored_samples import StoredSamples, read_samples
 from megatron_sts.data.templates import Template
-from megatron_sts.data.workers import Progress
+from megatron_sts.data.workers import StartProgress, untold
 from megatron_sts.errors import DataError
 from megatron_sts.records import RecordPlaces, content_key
 
@@ -51,7 +51,7 @@ def prepare_index(
     max_tokens: int,
     over_long: OverLong = "error",
     check_count: Callable[[int], None] = lambda count: None,
-    progress: Callable[[str], Progress] = lambda what: lambda done, total: None,
+    progress: StartProgress = untold,
 ) -> Fitted:
     """The samples of `source`, a data file or a directory of shards, that are trained on, and their index: from the
     cache at `path`, or found and left there.

@@ -24,6 +24,7 @@ from megatron_sts.data.sampler import StepSampler, rank_slice
 from megatron_sts.data.templates import Template
 from megatron_sts.errors import DataError, MegatronStsError
 from megatron_sts.parallel.device import has_gpu
+from megatron_sts.stop_signals import STOP_SIGNALS
 
 RawMicroBatch = list[RawItem]
 
@@ -229,7 +230,7 @@ def _unchanged(item: RawMicroBatch | MegatronStsError) -> RawMicroBatch | Megatr
 
 def _start_worker(worker: int) -> None:
     # A signal that a scheduler or a terminal sends to all processes is the training process's to heed: it saves first.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # Many workers with many threads each would fight for the cores.
     torch.set_num_threads(1)

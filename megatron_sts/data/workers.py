@@ -16,6 +16,13 @@ Found = TypeVar("Found")
 
 Progress = Callable[[int, int], None]
 """Called with the number of things done and their total."""
+StartProgress = Callable[[str], Progress]
+"""Given what is counted, returns what is told how far it is."""
+
+
+def untold(what: str) -> Progress:
+    """The StartProgress of a job that nobody watches."""
+    return lambda done, total: None
 
 
 def in_workers(

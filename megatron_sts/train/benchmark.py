@@ -88,8 +88,6 @@ class Stepper:
 
     def __init__(self, recipe: Recipe, stage: StageConfig, total_steps: int, place: Place):
         self._recipe, self._stage, self._place = recipe, stage, place
-        # Without it only `timed` can be asked for.
-        self._text_tokens = stage.data.text_tokens or 0
         self._images = int(stage.data.has_images)
         self.parts = prepare_stage(recipe, stage, total_steps, Start(None, 0, resumes=False), place)
         self._micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
@@ -97,7 +95,11 @@ class Stepper:
 
     def length(self, plan: StepPlan) -> int:
         """Padded sequence length of a step."""
-        return padded_length(self._text_tokens + self._images * plan.visual_tokens, self._recipe)
+        return padded_length(self._text_tokens() + self._images * plan.visual_tokens, self._recipe)
+
+    def _text_tokens(self) -> int:
+        assert self._stage.data.text_tokens is not None
+        return self._stage.data.text_tokens
 
     def flops(self, plan: StepPlan) -> float:
         """FLOPs that a step executes, over the global batch."""
@@ -138,7 +140,7 @@ class Stepper:
         """Micro-batches of random tokens and noise, one picture first where the stage has pictures."""
         micro = self._stage.batch.micro
         for _ in range(self._micro_batches):
-            yield self.batch([self._text_tokens] * micro, [self._images] * micro, plan, length)
+            yield self.batch([self._text_tokens()] * micro, [self._images] * micro, plan, length)
 
     def batch(
         self, text_tokens: Sequence[int], images: Sequence[int], plan: StepPlan, length: int, packed: bool = False

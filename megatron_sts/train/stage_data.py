@@ -26,7 +26,7 @@ from megatron_sts.data import (
     rank_slice,
     with_tail,
 )
-from megatron_sts.data.workers import Progress
+from megatron_sts.data.workers import Progress, StartProgress, untold
 from megatron_sts.evaluation.progress import shown_if_long
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import padded_length, round_up, sample_multiple
@@ -113,7 +113,7 @@ class StageData:
         rank_zero_works(measure_first, self._recipe.parallel.timeout_minutes * 60)
         return found[0] if found else self._measure()
 
-    def _measure(self, progress: Callable[[str], Progress] = lambda what: lambda done, total: None) -> Fitted:
+    def _measure(self, progress: StartProgress = untold) -> Fitted:
         stage = self._stage
         return prepare_index(
             self._recipe.output_dir / "index" / f"{stage.name}.npz",

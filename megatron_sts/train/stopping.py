@@ -10,8 +10,7 @@ from typing import Any, Self
 import psutil
 
 from megatron_sts.config import Recipe
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from megatron_sts.stop_signals import STOP_SIGNALS
 
 STOPPED = 75
 """Exit code of a run that stopped before its end and saved where it stands (EX_TEMPFAIL: try again)."""

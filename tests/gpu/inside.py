@@ -5,7 +5,6 @@ Prints one json object. Also runs on a CPU, at the size of the recipe.
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from megatron_sts.data import IGNORED_LABEL
 from megatron_sts.model.precision import Machine, check_machine, what_runs
 from megatron_sts.parallel.device import has_gpu
 from megatron_sts.parallel.groups import start_groups, stop_groups
-from megatron_sts.parallel.sequence import length_multiple
+from megatron_sts.parallel.sequence import length_multiple, round_up
 from megatron_sts.sts import StagePlanner
 from megatron_sts.train.benchmark import Stepper
 from megatron_sts.train.checkpoint import load_checkpoint
@@ -109,7 +108,7 @@ def padding(recipe: Recipe, steps: int) -> dict[str, Any]:
     plan = planner.dense_plan(0)
     length = stepper.length(plan)
     one, other = (list(stepper.batches(plan, length)) for _ in range(2))
-    more = length_multiple(recipe) * math.ceil(64 / length_multiple(recipe))
+    more = round_up(64, length_multiple(recipe))
     longer = [
         replace(
             batch,

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.reference_kernels.names import DType
+from tests.reference_kernels.names import NVTE_Fused_Attn_Backend as Backend
+
 _WHOLE = "NVTE_SBHD_SBHD_SBHD"
 _PACKED = "NVTE_THD_THD_THD"
 
 
 def get_fused_attn_backend(is_training: bool, query_type: int, key_type: int, layout: Any, *rest: Any) -> Any:
     """cuDNN's backend for sequences of any length, which takes 16-bit numbers; none for others."""
-    from tests.reference_kernels.names import NVTE_Fused_Attn_Backend as Backend
-
-    return Backend.NVTE_F16_arbitrary_seqlen if int(query_type) in (5, 6) else Backend.NVTE_No_Backend
+    takes = query_type in (DType.kFloat16, DType.kBFloat16)
+    return Backend.NVTE_F16_arbitrary_seqlen if takes else Backend.NVTE_No_Backend
 
 
 def fused_attn_fwd(

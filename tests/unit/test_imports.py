@@ -11,7 +11,7 @@ PACKAGE = ROOT / "megatron_sts"
 # A file may import what stands on its own level (inside one package) or on a level before it.
 LEVELS = (
     ("errors",),
-    ("versions", "config", "arguments", "heavy_imports", "rank_errors"),
+    ("versions", "config", "arguments", "heavy_imports", "rank_errors", "stop_signals"),
     ("records", "sts"),
     ("parallel",),
     ("planning",),
