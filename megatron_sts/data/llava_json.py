@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from megatron_sts.data.sample import IMAGE_TOKEN, Role, Sample, Turn
-from megatron_sts.errors import DataError
+from megatron_sts.data.loss_weight import loss_weight
+from megatron_sts.data.sample import IMAGE_TOKEN, RecordError, Role, Sample, Turn
 from megatron_sts.records import Member
 
 ROLES: dict[str, Role] = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant"}
 _HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
-
-
-class RecordError(DataError):
-    """A record's first problem: the field, what was found, what to do."""
 
 
 def sample_of_record(number: int, record: Any, members: Sequence[Member] | None = None) -> Sample:
@@ -53,12 +49,16 @@ def _sample(number: int, record: Any) -> Sample:
 
     paths_in_parts: list[Any] = []
     turns = [_turn(f"{field}[{position}]", entry, paths_in_parts) for position, entry in enumerate(entries)]
+    weight = loss_weight("", record)
     system = turns.pop(0)[1] if turns[0][0] == "system" else None
-    conversation = _conversation(field, turns, first=0 if system is None else 1)
+    conversation = _conversation(field, turns, weight, first=0 if system is None else 1)
     images = _images(record, paths_in_parts)
     marks = sum(turn.text.count(IMAGE_TOKEN) for turn in conversation if turn.role == "human")
     if images and not marks:
-        conversation = (Turn("human", IMAGE_TOKEN * len(images) + conversation[0].text), *conversation[1:])
+        conversation = (
+            replace(conversation[0], text=IMAGE_TOKEN * len(images) + conversation[0].text),
+            *conversation[1:],
+        )
     elif marks != len(images):
         raise RecordError(
             f"{field}: found {marks} {IMAGE_TOKEN} in the human turns and {len(images)} in 'image'; "
@@ -85,10 +85,13 @@ def _images(record: dict[str, Any], paths_in_parts: list[Any]) -> tuple[str, ...
     return tuple(paths)
 
 
-def _conversation(field: str, turns: list[tuple[str, str]], first: int) -> tuple[Turn, ...]:
-    """The turns after the system prompt, the first of which is number `first` of the record."""
+def _conversation(field: str, turns: list[tuple[str, str, float]], weight: float, first: int) -> tuple[Turn, ...]:
+    """The turns after the system prompt, the first of which is number `first` of the record.
+
+    weight: the record's own, which multiplies those of its answers.
+    """
     conversation: list[Turn] = []
-    for number, (name, text) in enumerate(turns):
+    for number, (name, text, own_weight) in enumerate(turns):
         expected: Role = "assistant" if number % 2 else "human"
         if name == "system":
             raise RecordError(f"{field}[{first + number}]: found a system turn; it goes before all others, once")
@@ -97,7 +100,7 @@ def _conversation(field: str, turns: list[tuple[str, str]], first: int) -> tuple
                 f"{field}[{first + number}].from: found {name!r} where a {expected} turn belongs; "
                 "let human and gpt alternate, human first"
             )
-        conversation.append(Turn(expected, text))
+        conversation.append(Turn(expected, text, weight * own_weight) if number % 2 else Turn(expected, text))
     if not conversation:
         raise RecordError(f"{field}: found a system turn alone; add a question and its answer")
     if conversation[-1].role == "human":
@@ -108,8 +111,8 @@ def _conversation(field: str, turns: list[tuple[str, str]], first: int) -> tuple
     return tuple(conversation)
 
 
-def _turn(field: str, entry: Any, paths: list[Any]) -> tuple[str, str]:
-    """Who speaks, as written, and the text; the paths of images in its parts are added to `paths`."""
+def _turn(field: str, entry: Any, paths: list[Any]) -> tuple[str, str, float]:
+    """Who speaks, as written, the text and its weight; the paths of images in its parts are added to `paths`."""
     if not isinstance(entry, dict):
         raise RecordError(f"{field}: found {repr(entry)[:80]}; a turn is an object with 'from' and 'value'")
     speaker, content = ("role", "content") if "role" in entry and "from" not in entry else ("from", "value")
@@ -122,12 +125,12 @@ def _turn(field: str, entry: Any, paths: list[Any]) -> tuple[str, str]:
         raise RecordError(f"{field}.{content}: found {repr(text)[:80]}; give the turn's text")
     if _HALF_OF_A_PAIR.search(text):
         raise RecordError(f"{field}.{content}: found half of a surrogate pair, which is no character; mend the text")
-    if ROLES.get(name) == "assistant" and not text.strip():
-        raise RecordError(f"{field}.{content}: found an empty answer; write it or remove it and its question")
     if ROLES.get(name) != "human" and IMAGE_TOKEN in text:
         where = "a system prompt" if name == "system" else "an answer"
         raise RecordError(f"{field}.{content}: found {IMAGE_TOKEN} in {where}; only human turns may hold images")
-    return name, text
+    if ROLES.get(name) == "assistant" and not text.strip():
+        raise RecordError(f"{field}.{content}: found an empty answer; write it or remove it and its question")
+    return name, text, loss_weight(f"{field}.", entry)
 
 
 def _part(field: str, part: Any, paths: list[Any]) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_sts.errors import DataError
 from megatron_sts.records import Member
 
 IMAGE_TOKEN = "<image>"
@@ -12,12 +13,20 @@ Picture = str | Member
 """A path relative to the image folder, or a file in a shard."""
 
 
+class RecordError(DataError):
+    """Why a record is no sample: its first problem, with the field, what was found and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says. A human turn marks each picture with `<image>`."""
+    """What one side says. A human turn marks each picture with `<image>`.
+
+    weight: multiplies the loss of an answer's tokens; 0: the answer is context only. A human turn carries no loss.
+    """
 
     role: Role
     text: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
