@@ -83,7 +83,7 @@ def comparison_of(recipe: Recipe, options: argparse.Namespace) -> Comparison:
         comparison = Comparison(stage, (), options.plans, options.repeats, options.warm_up)
         check_counts(comparison)
         return comparison
-    sparse = [stage.name for stage in recipe.stages if stage.skip is not None or stage.compress is not None]
+    sparse = [stage.name for stage in recipe.stages if stage.skip or stage.compress is not None]
     if options.stage is None and not sparse:
         raise ConfigError("no stage of the recipe skips or compresses: dense has nothing to be compared with")
     if options.suite == "compression":

@@ -28,7 +28,9 @@ from megatron_sts.config.recipe import (
     OptimizerConfig,
     ParallelConfig,
     Recipe,
+    Selection,
     SkipConfig,
+    SkippedTokens,
     StageConfig,
 )
 from megatron_sts.config.resolved import difference, resolved_yaml
@@ -87,7 +89,9 @@ __all__ = [
     "Recipe",
     "RotaryScaling",
     "Run",
+    "Selection",
     "SkipConfig",
+    "SkippedTokens",
     "StageConfig",
     "StopAfterConfig",
     "VisionArchitecture",

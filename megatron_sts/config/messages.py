@@ -16,6 +16,8 @@ from megatron_sts.config.suggestion import suggestion
 
 Location = tuple[int | str, ...]
 _SHOWN_CHARACTERS = 80
+# The key by which an override tells the entries of a list apart.
+_LABELS = {"stages": "name", "skip": "tokens"}
 
 # pydantic's error types that need plainer words than its own message has.
 _ALLOWED = {
@@ -110,9 +112,12 @@ def dotted(location: Location, values: Mapping[str, Any]) -> str:
     name = ""
     here: Any = values
     for part in location:
+        if isinstance(part, int) and isinstance(here, Mapping):
+            # A block that stands for a list of one: `skip` of a stage.
+            continue
         here = _entry(here, part)
         if isinstance(part, int):
-            label = here.get("name") if name == "stages" and isinstance(here, Mapping) else None
+            label = here.get(_LABELS.get(name.rpartition(".")[2], "")) if isinstance(here, Mapping) else None
             name += f".{label}" if isinstance(label, str) and label else f"[{part}]"
         else:
             name += f".{part}" if name else str(part)

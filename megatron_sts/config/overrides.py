@@ -1,4 +1,7 @@
-"""Dotted overrides: `parallel.pipeline=4`, `stages.tune.skip.alpha=0`, `stages.tune.compress=null`."""
+"""Dotted overrides: `parallel.pipeline=4`, `stages.tune.skip.alpha=0`, `stages.tune.compress=null`.
+
+In a list, a stage goes by its name and a `skip` by its tokens: `stages.tune.skip.visual.alpha=0`.
+"""
 
 import copy
 import re
@@ -25,7 +28,7 @@ _ALTERNATIVES = {
 
 @dataclass(frozen=True)
 class Override:
-    """One override: its text as given, the keys it leads through (a stage by its name), the value it sets."""
+    """One override: its text as given, the keys it leads through, the value it sets."""
 
     text: str
     keys: tuple[str, ...]
@@ -76,6 +79,8 @@ def _block_of(values: dict[str, Any], override: Override, source: str) -> tuple[
         inner = block.get(key)
         if inner is None:
             inner = block[key] = {}
+        if key == "skip" and isinstance(inner, list) and position + 2 < len(keys):
+            inner = {str(entry.get("tokens", "all")): entry for entry in inner if isinstance(entry, dict)}
         if not isinstance(inner, dict):
             reached = ".".join(override.keys[: len(override.keys) - len(keys) + position + 1])
             raise ConfigError(

@@ -4,7 +4,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from megatron_sts.config.architecture import Architecture, ConfigModel
 from megatron_sts.config.data_config import DataConfig
@@ -20,6 +20,10 @@ from megatron_sts.errors import ConfigError
 
 Part = Literal["projector", "language", "vision"]
 """A part of the model that a stage can train."""
+Selection = Literal["independent", "balanced"]
+"""How the layers that a step skips are drawn."""
+SkippedTokens = Literal["all", "visual"]
+"""The tokens for which layers are skipped."""
 
 
 class ParallelConfig(ConfigModel):
@@ -144,6 +148,8 @@ class SkipConfig(ConfigModel):
     p_l(e) = alpha ((E-e)/E)^2 (1 + epsilon (2l-(L-1))/(L-1))
     """
 
+    tokens: SkippedTokens = "all"
+    """all: a skipped layer is the identity; visual: it leaves out its MLP for the visual tokens, and runs otherwise."""
     alpha: float
     """Mean skip probability at its highest: at the start with sts, throughout with constant, at the end with pld."""
     epsilon: float = 0.0
@@ -152,7 +158,7 @@ class SkipConfig(ConfigModel):
     """What e counts: steps, or whole epochs (with one epoch the rate then stays alpha)."""
     schedule: Literal["sts", "constant", "pld"] = "sts"
     """sts: fades as (1 - e/E)^2; constant: stays; pld: rises as in progressive layer drop (arXiv 2010.13369)."""
-    selection: Literal["independent", "balanced"] = "balanced"
+    selection: Selection = "balanced"
     """independent: one Bernoulli draw per layer, as in the paper; balanced: every group skips the same number."""
     skip_groups: int | tuple[int, ...] | None = None
     """Groups of neighbouring layers that `balanced` evens: a number or a list of sizes; None: the virtual pipeline
@@ -162,7 +168,14 @@ class SkipConfig(ConfigModel):
     min_layers_run: int = Field(default=0, ge=0)
     """Fewest layers that run in any step."""
     parameters: Literal["frozen", "momentum"] = "frozen"
-    """Weights of a skipped layer in that step: left as they are, or moved by the optimiser's momentum and decay."""
+    """Weights of a skipped layer in that step: left as they are, or moved by the optimiser's momentum and decay; with
+    tokens: visual every weight trains."""
+
+    @field_validator("skip_groups", "never_skip", mode="before")
+    @classmethod
+    def _list_as_tuple(cls, values: Any) -> Any:
+        """Behind the validator of StageConfig a list is no longer JSON, and strict pydantic would refuse it."""
+        return tuple(values) if isinstance(values, list) else values
 
 
 class KeepScheduleConfig(ConfigModel):
@@ -232,10 +245,41 @@ class StageConfig(ConfigModel):
     """A rate for exactly the parts in trains."""
     learning_rate_schedule: LearningRateScheduleConfig = LearningRateScheduleConfig()
     """Warm-up and decay of the rates."""
-    skip: SkipConfig | None = None
-    """Layer Dynamic Skipper; None: every layer runs."""
+    skip: tuple[SkipConfig, ...] = ()
+    """Layer Dynamic Skipper, one block of keys or a list of one for each kind of `tokens`; none: every layer runs."""
     compress: CompressConfig | None = None
     """Visual Token Compressor; None: every visual token is kept."""
+
+    @field_validator("skip", mode="before")
+    @classmethod
+    def _one_as_several(cls, value: Any) -> Any:
+        if value is None:
+            return ()
+        if isinstance(value, list):
+            return tuple(value)
+        return value if isinstance(value, tuple) else (value,)
+
+    @field_serializer("skip")
+    def _several_as_written(self, skip: tuple[SkipConfig, ...]) -> Any:
+        plain = [one.model_dump(mode="json", by_alias=True) for one in skip]
+        return plain if len(plain) > 1 else next(iter(plain), None)
+
+    def skip_of(self, tokens: SkippedTokens) -> SkipConfig | None:
+        """How layers are skipped for these tokens; None where they are not."""
+        return next((one for one in self.skip if one.tokens == tokens), None)
+
+    def selecting(self, selection: Selection) -> "StageConfig":
+        """The stage with this selection of layers, in groups that are open where it had another."""
+        changed = [
+            one if one.selection == selection else one.model_copy(update={"selection": selection, "skip_groups": None})
+            for one in self.skip
+        ]
+        return self.model_copy(update={"skip": tuple(changed)})
+
+    def skip_field(self, skip: SkipConfig) -> str:
+        """The dotted name of one of the stage's skip blocks, as an override names it."""
+        name = f"stages.{self.name}.skip"
+        return name if len(self.skip) == 1 else f"{name}.{skip.tokens}"
 
 
 class Recipe(ConfigModel):

@@ -38,9 +38,21 @@ def probability_problem(skip: SkipConfig, layers: int) -> str | None:
 
 def check_skip(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
     """Skip probabilities are probabilities; groups, exceptions and the fewest layers fit the depth."""
-    if stage.skip is None:
-        return
-    field, skip, layers = f"stages.{stage.name}.skip", stage.skip, recipe.architecture.language.layers
+    for tokens in sorted({skip.tokens for skip in stage.skip}):
+        count = sum(skip.tokens == tokens for skip in stage.skip)
+        if count > 1:
+            yield f"stages.{stage.name}.skip has {count} blocks with tokens: {tokens}; give one for each kind of tokens"
+    for skip in stage.skip:
+        yield from _skip_problems(stage.skip_field(skip), skip, recipe.architecture.language.layers)
+    visual = stage.skip_of("visual")
+    if visual is not None and not stage.data.has_images:
+        yield (
+            f"{stage.skip_field(visual)}.tokens is visual, but stages.{stage.name}.data has no images and nothing "
+            "would be skipped; set data.images, or remove this skip"
+        )
+
+
+def _skip_problems(field: str, skip: SkipConfig, layers: int) -> Iterator[str]:
     problem = probability_problem(skip, layers)
     if problem is not None:
         yield f"{field}.{problem}"
@@ -49,6 +61,11 @@ def check_skip(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
     outside = [layer for layer in skip.never_skip if not 0 <= layer < layers]
     if outside:
         yield f"{field}.never_skip names {outside}, but layers are numbered 0 to {layers - 1}; remove them"
+    if skip.tokens == "visual" and skip.parameters != "frozen":
+        yield (
+            f"{field}.parameters is '{skip.parameters}' with tokens: visual, where every weight of a layer trains on "
+            "the text; remove parameters"
+        )
     yield from _group_problems(field, skip, layers)
 
 

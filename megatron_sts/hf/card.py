@@ -102,7 +102,7 @@ def _stage_row(stage: StageConfig) -> str:
         str(stage.batch.global_size),
         rates,
         f"compressed: {_settings(stage.compress)}" if stage.compress is not None and _compresses(stage) else "all",
-        f"skipped: {_settings(stage.skip)}" if stage.skip is not None else "all",
+        "; ".join(f"skipped: {_settings(skip)}" for skip in stage.skip) or "all",
     )
     return f"| {' | '.join(cells)} |"
 

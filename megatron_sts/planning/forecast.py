@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import Recipe, Selection
 from megatron_sts.planning.costs import planned_length, sample_flops
 from megatron_sts.planning.memory import RankBytes, part_parameters, rank_bytes
 from megatron_sts.planning.prediction import Prediction, StageSimulation
@@ -12,7 +12,7 @@ from megatron_sts.planning.scope import PlannedStage, planned_stages, resolve
 from megatron_sts.planning.sparsity import Sparsity, sparsity
 from megatron_sts.planning.split import StageLoad, best_split
 
-SELECTIONS = ("balanced", "independent")
+SELECTIONS: tuple[Selection, ...] = ("balanced", "independent")
 
 _Stages = Sequence[tuple[PlannedStage, StageSimulation]]
 
@@ -177,7 +177,7 @@ class _Time(NamedTuple):
     dense: float
 
 
-def _time(stages: _Stages, selection: str | None = None, split: tuple[int, ...] | None = None) -> _Time | None:
+def _time(stages: _Stages, selection: Selection | None = None, split: tuple[int, ...] | None = None) -> _Time | None:
     """Simulated time of all steps of some stages of training, as planned and dense; None where one cannot be so."""
     planned_time = dense_time = 0.0
     for planned, simulation in stages:

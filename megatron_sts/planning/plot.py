@@ -38,7 +38,7 @@ def _draw_probabilities(axes: Axes, recipe: Recipe, stage: StageForecast) -> Non
     layers = recipe.architecture.language.layers
     lines = " (lines between virtual pipeline stages)" if recipe.parallel.pipeline > 1 else ""
     axes.set_title(f"{planned.stage.name}: skip probability{lines if planned.stage.skip else ''}")
-    if planned.stage.skip is None:
+    if planned.stage.skip_of("all") is None:
         axes.axis("off")
         said = [f"all {layers} layers run in every step"]
         if found.visual_tokens < found.visual_tokens_dense:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import Recipe, Selection
 from megatron_sts.errors import ConfigError
 from megatron_sts.planning.costs import micro_batch_costs
 from megatron_sts.planning.scope import PlannedStage
@@ -55,19 +55,19 @@ class StageSimulation:
         """`recipe` has its groups as the user wrote them. earlier: as for `resolve_skip_groups`."""
         parallel, stage = recipe.parallel, planned.stage
         self._recipe, self._earlier, self._planned = recipe, earlier, planned
-        self._found: dict[tuple[str | None, tuple[int, ...] | None], Prediction | None] = {}
+        self._found: dict[tuple[Selection | None, tuple[int, ...] | None], Prediction | None] = {}
         self.costs = micro_batch_costs(recipe, stage, visual_tokens)
         self.schedule = PipelineSchedule(parallel.pipeline, parallel.virtual_pipeline, micro_batches)
         self._dense_costs = micro_batch_costs(recipe, stage, recipe.architecture.visual_tokens)
         self._steps = strided(planned.steps, max(20, min(_SIMULATED_STEPS, _SIMULATED_PASSES // self.schedule.passes)))
 
-    def predict(self, selection: str | None = None, split: tuple[int, ...] | None = None) -> Prediction | None:
+    def predict(self, selection: Selection | None = None, split: tuple[int, ...] | None = None) -> Prediction | None:
         """The stage with another selection or split than the recipe's; None where the recipe cannot have them."""
         if (selection, split) not in self._found:
             self._found[selection, split] = self._predicted(selection, split)
         return self._found[selection, split]
 
-    def _predicted(self, selection: str | None, split: tuple[int, ...] | None) -> Prediction | None:
+    def _predicted(self, selection: Selection | None, split: tuple[int, ...] | None) -> Prediction | None:
         try:
             recipe = resolve_skip_groups(self._variant(selection, split), self._earlier)
         except ConfigError:
@@ -93,14 +93,14 @@ class StageSimulation:
         found = {counts: self.schedule.simulate(*self.costs.of_stages(counts)) for counts in set(run)}
         return [found[counts] for counts in run]
 
-    def _variant(self, selection: str | None, split: tuple[int, ...] | None) -> Recipe:
+    def _variant(self, selection: Selection | None, split: tuple[int, ...] | None) -> Recipe:
         recipe = self._recipe
         if split is not None:
             parallel = recipe.parallel.model_copy(update={"layers_per_stage": split})
             recipe = recipe.model_copy(update={"parallel": parallel})
         stage = self._planned.stage
-        if selection is None or stage.skip is None or stage.skip.selection == selection:
+        if selection is None or all(skip.selection == selection for skip in stage.skip):
             return recipe
-        skip = stage.skip.model_copy(update={"selection": selection, "skip_groups": None})
+        skip = stage.selecting(selection).skip
         stages = [old.model_copy(update={"skip": skip}) if old.name == stage.name else old for old in recipe.stages]
         return recipe.model_copy(update={"stages": tuple(stages)})

@@ -101,5 +101,6 @@ def _stage_steps(recipe: Recipe, planned: PlannedStage, count: int) -> Iterator[
             "stage": planned.stage.name,
             "step": step + 1,
             "layers_skipped": sorted(plan.skipped_layers),
+            "layers_skipped_for_visual": sorted(plan.layers_skipped_for_visual),
             "visual_tokens": plan.visual_tokens,
         }

@@ -50,7 +50,7 @@ def _planned(stage: StageConfig) -> PlannedStage:
         check_sample_count(stage, samples)
     if samples is not None:
         return PlannedStage(stage, samples, stage_steps(stage, samples))
-    by_epoch = stage.skip is not None and stage.skip.progress == "epoch"
+    by_epoch = any(skip.progress == "epoch" for skip in stage.skip)
     if stage.steps is None or by_epoch:
         reason = "its length in steps" if stage.steps is None else "its progress by epochs"
         raise ConfigError(

@@ -127,8 +127,8 @@ class _Search:
 
 def _unit(recipe: Recipe, earlier: Recipe | None) -> int | None:
     """Layers that can only move together, because groups end there; None where groups leave no other split."""
-    balanced = [stage for stage in recipe.stages if stage.skip is not None and stage.skip.selection == "balanced"]
-    settled = filter(None, (settled_groups(recipe, stage, earlier) for stage in balanced))
+    balanced = [(stage, skip) for stage in recipe.stages for skip in stage.skip if skip.selection == "balanced"]
+    settled = filter(None, (settled_groups(recipe, stage, skip, earlier) for stage, skip in balanced))
     fixed = [set(sizes) for sizes in settled]
     if any(len(sizes) > 1 for sizes in fixed):
         return None

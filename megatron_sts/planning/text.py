@@ -50,7 +50,7 @@ def _stage_lines(found: RecipeForecast, stage: StageForecast) -> list[str]:
 
 
 def _sparsity_lines(recipe: Recipe, stage: StageForecast) -> list[str]:
-    found, skip, layers = stage.sparsity, stage.planned.stage.skip, recipe.architecture.language.layers
+    found, skip, layers = stage.sparsity, stage.planned.stage.skip_of("all"), recipe.architecture.language.layers
     lines = [f"  visual tokens: {found.visual_tokens} of {found.visual_tokens_dense} kept of an image"]
     if skip is None:
         return [*lines, f"  layers: all {layers} run"]
@@ -81,15 +81,15 @@ def _work_lines(found: RecipeForecast, stage: StageForecast, work: Work) -> list
         f"  FLOPs: {work.flops_executed:.4g} executed, {work.flops_dense:.4g} dense; ideal speed-up "
         f"{work.ideal_speedup:.3f}x",
     ]
-    if config.skip is not None and pipelined:
+    if config.skip and pipelined:
         shown = [f"{name} {_speedup(prediction)}" for name, prediction in work.predictions.items()]
         lines.append(f"  predicted speed-up over the dense step: {', '.join(shown)}")
         lines += _warning(stage, work)
-    elif config.skip is not None or config.compress is not None:
+    elif config.skip or config.compress is not None:
         lines.append(f"  predicted speed-up over the dense step: {_speedup(work.planned)}")
     if pipelined:
         lines.append(f"  bubble: {work.planned.bubble:.1%} of the ranks' time ({work.planned.dense_bubble:.1%} dense)")
-        lines.append(f"  split for this stage alone: {_split_text(found, work.proposed, config.skip is not None)}")
+        lines.append(f"  split for this stage alone: {_split_text(found, work.proposed, bool(config.skip))}")
     return lines
 
 
@@ -109,7 +109,7 @@ def _warning(stage: StageForecast, work: Work) -> list[str]:
     if balanced.retained_saving - independent.retained_saving < _WARNED_LOSS:
         return []
     config = stage.planned.stage
-    if config.skip is None or config.skip.selection == "balanced":
+    if all(skip.selection == "balanced" for skip in config.skip):
         return []
     return [
         f"  WARNING: with independent draws the pipeline waits for its slowest stage and keeps "
@@ -173,7 +173,7 @@ def _proposal_lines(found: RecipeForecast, split: Split) -> list[str]:
         return ["split of the layers: no other one gains 0.1% over the whole recipe"]
     parallel = found.recipe.parallel.model_copy(update={"layers_per_stage": split.layers})
     values = ", ".join(f"{key}: {_yaml(value)}" for key, value in parallel.model_dump(exclude_defaults=True).items())
-    skips = any(stage.skip is not None for stage in found.recipe.stages)
+    skips = any(stage.skip for stage in found.recipe.stages)
     return [f"split for the whole recipe: {_split_text(found, split, skips)}. To paste:", f"parallel: {{{values}}}"]
 
 

@@ -45,37 +45,42 @@ def resolve_skip_groups(recipe: Recipe, earlier: Recipe | None = None, only_stag
         if only_stage not in (None, stage.name):
             stages.append(stage)
             continue
-        if stage.skip is not None and stage.skip.selection == "balanced":
-            sizes = settled_groups(recipe, stage, earlier) or group_sizes(recipe, stage.skip)
-            skip = stage.skip.model_copy(update={"skip_groups": sizes})
-            stage = stage.model_copy(update={"skip": skip})
+        resolved = tuple(_with_groups(recipe, stage, skip, earlier) for skip in stage.skip)
+        stage = stage.model_copy(update={"skip": resolved})
         stages.append(stage)
-        problems += [f"stages.{stage.name}.skip.{problem}" for problem in _problems(recipe, stage)]
+        problems += [f"{stage.skip_field(skip)}.{found}" for skip in stage.skip for found in _problems(recipe, skip)]
     if problems:
         raise report("the recipe's layer skipping", problems)
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-def settled_groups(recipe: Recipe, stage: StageConfig, earlier: Recipe | None) -> tuple[int, ...] | None:
-    """Sizes of a balanced stage's groups that no layout changes: the recipe's, else those of the run gone on with.
+def _with_groups(recipe: Recipe, stage: StageConfig, skip: SkipConfig, earlier: Recipe | None) -> SkipConfig:
+    if skip.selection != "balanced":
+        return skip
+    sizes = settled_groups(recipe, stage, skip, earlier) or group_sizes(recipe, skip)
+    return skip.model_copy(update={"skip_groups": sizes})
+
+
+def settled_groups(
+    recipe: Recipe, stage: StageConfig, skip: SkipConfig, earlier: Recipe | None
+) -> tuple[int, ...] | None:
+    """Sizes of a stage's balanced groups that no layout changes: the recipe's, else those of the run gone on with.
 
     None where the layout decides.
     """
-    assert stage.skip is not None
-    if stage.skip.skip_groups is not None:
-        return group_sizes(recipe, stage.skip)
-    kept = next((old.skip for old in earlier.stages if old.name == stage.name), None) if earlier is not None else None
+    if skip.skip_groups is not None:
+        return group_sizes(recipe, skip)
+    old_stages = earlier.stages if earlier is not None else ()
+    kept = next((old.skip_of(skip.tokens) for old in old_stages if old.name == stage.name), None)
     if earlier is None or kept is None or kept.selection != "balanced" or kept.skip_groups is None:
         return None
     sizes = group_sizes(earlier, kept)
     return sizes if sum(sizes) == recipe.architecture.language.layers else None
 
 
-def _problems(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
-    """Why a stage's layers cannot be skipped as asked, one message each, beginning with the field."""
-    skip, layers = stage.skip, recipe.architecture.language.layers
-    if skip is None:
-        return
+def _problems(recipe: Recipe, skip: SkipConfig) -> Iterator[str]:
+    """Why layers cannot be skipped as asked, one message each, beginning with the field."""
+    layers = recipe.architecture.language.layers
     try:
         peaks = peak_probabilities(layers, skip)
     except ConfigError:

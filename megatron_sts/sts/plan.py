@@ -7,19 +7,21 @@ recipe, the stage and the step: not on the rank, the layout or what was drawn be
 from dataclasses import dataclass
 from typing import Protocol
 
-from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.config import Recipe, SkipConfig, SkippedTokens, StageConfig
 from megatron_sts.sts.balanced import BalancedSelection
 from megatron_sts.sts.compression import Draws, kept_tokens, most_kept_tokens, scored_tokens
 from megatron_sts.sts.groups import skippable_layers
 from megatron_sts.sts.independent import IndependentSelection
 from megatron_sts.sts.schedule import decay, peak_probabilities, uniform_indices
+from megatron_sts.sts.streams import stream
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """What one training step does.
 
-    step: 0-based step of the stage. skipped_layers: 0-based numbers of the layers that do not run, ascending.
+    step: 0-based step of the stage. skipped_layers: 0-based numbers of the layers that do not run.
+    layers_skipped_for_visual: those that run, but leave out their MLP for the visual tokens.
     kept_tokens: indices of the visual tokens that each image keeps, ascending; where the strategy chooses others for
     each image (random, text_guided) or makes new ones (mean_pool), only their number counts. total_visual_tokens:
     tokens that the tower yields for an image. strategy, window: as in the recipe's `compress`. draws: names the
@@ -33,6 +35,7 @@ class StepPlan:
     strategy: str = "none"
     window: int = 1
     draws: Draws | None = None
+    layers_skipped_for_visual: frozenset[int] = frozenset()
 
     @property
     def visual_tokens(self) -> int:
@@ -71,64 +74,90 @@ class StagePlanner:
         Groups of layers that the recipe leaves open are those of its layout: see `resolve_skip_groups`.
         """
         assert total_steps >= 1 and steps_per_epoch > 0
-        self._stage = stage
+        self._recipe, self.stage = recipe, stage
         self._layers = recipe.architecture.language.layers
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._seed = recipe.seed
         self._total_visual_tokens = recipe.architecture.visual_tokens
-        self._selection = self._layer_selection(recipe)
+        self._selections = {skip.tokens: self._layer_selection(skip) for skip in stage.skip}
 
-    def _layer_selection(self, recipe: Recipe) -> LayerSelection | None:
-        skip = self._stage.skip
-        if skip is None:
-            return None
+    def _layer_selection(self, skip: SkipConfig) -> LayerSelection:
+        # The layers skipped for all tokens are drawn as they always were.
+        name = self.stage.name if skip.tokens == "all" else f"{self.stage.name}/{skip.tokens}"
         most_skipped = self._layers - skip.min_layers_run
         peaks = [
             0.0 if layer in skip.never_skip else peak
             for layer, peak in enumerate(peak_probabilities(self._layers, skip))
         ]
         if skip.selection == "balanced":
-            groups = skippable_layers(recipe, skip)
-            factors = [decay(self.progress(step), skip) for step in range(self._total_steps)]
-            return BalancedSelection(recipe.seed, self._stage.name, groups, peaks, factors, most_skipped // len(groups))
+            groups = skippable_layers(self._recipe, skip)
+            factors = [decay(self.progress(step, skip), skip) for step in range(self._total_steps)]
+            return BalancedSelection(self._seed, name, groups, peaks, factors, most_skipped // len(groups))
 
         def probabilities(step: int) -> tuple[float, ...]:
-            factor = decay(self.progress(step), skip)
+            factor = decay(self.progress(step, skip), skip)
             return tuple(factor * peak for peak in peaks)
 
-        return IndependentSelection(recipe.seed, self._stage.name, probabilities, most_skipped)
+        return IndependentSelection(self._seed, name, probabilities, most_skipped)
 
     def visual_tokens(self, step: int) -> int:
         """Visual tokens that an image keeps in a step; a schedule moves with the share of the steps that passed."""
-        return kept_tokens(self._stage.compress, self._total_visual_tokens, step / self._total_steps)
+        return kept_tokens(self.stage.compress, self._total_visual_tokens, step / self._total_steps)
 
     def most_visual_tokens(self) -> int:
         """The most visual tokens that an image keeps in any step, however long the stage is."""
-        return most_kept_tokens(self._stage.compress, self._total_visual_tokens)
+        return most_kept_tokens(self.stage.compress, self._total_visual_tokens)
 
-    def progress(self, step: int) -> float:
-        """e / E of the schedule at a step: by steps, or by whole epochs passed (`skip.progress`)."""
-        skip = self._stage.skip
-        if skip is not None and skip.progress == "epoch":
+    def progress(self, step: int, skip: SkipConfig) -> float:
+        """e / E of a schedule at a step: by steps, or by whole epochs passed (`skip.progress`)."""
+        if skip.progress == "epoch":
             epochs = self._total_steps / self._steps_per_epoch
             return min(1.0, (step // self._steps_per_epoch) / max(epochs, 1.0))
         return step / self._total_steps
 
-    def skip_probabilities(self, step: int) -> tuple[float, ...]:
-        """Probability of each layer to be skipped in a step; zeros where the stage has no `skip`."""
-        return (0.0,) * self._layers if self._selection is None else self._selection.probabilities(step)
+    def skip_probabilities(self, step: int, tokens: SkippedTokens = "all") -> tuple[float, ...]:
+        """Probability of each layer to be skipped for these tokens in a step; zeros where the stage has no such skip.
+
+        For visual tokens it is that of the draw, before a layer that is skipped for all tokens hands its turn on.
+        """
+        selection = self._selections.get(tokens)
+        return (0.0,) * self._layers if selection is None else selection.probabilities(step)
+
+    def _skipped(self, step: int, tokens: SkippedTokens) -> frozenset[int]:
+        selection = self._selections.get(tokens)
+        return frozenset() if selection is None else selection.skipped(step)
 
     def plan(self, step: int) -> StepPlan:
         """The plan of a 0-based step of the stage."""
         assert 0 <= step < self._total_steps
-        skipped = frozenset() if self._selection is None else self._selection.skipped(step)
-        compress, total = self._stage.compress, self._total_visual_tokens
+        skipped = self._skipped(step, "all")
+        visual = self._skipped(step, "visual")
+        if skipped & visual:
+            visual = self._handed_on(step, skipped, visual)
+        compress, total = self.stage.compress, self._total_visual_tokens
         kept = uniform_indices(total, self.visual_tokens(step))
         if compress is None:
-            return StepPlan(step, skipped, kept, total)
-        draws = Draws(self._seed, self._stage.name, step)
-        return StepPlan(step, skipped, kept, total, compress.strategy, compress.window or 1, draws)
+            return StepPlan(step, skipped, kept, total, layers_skipped_for_visual=visual)
+        draws = Draws(self._seed, self.stage.name, step)
+        return StepPlan(step, skipped, kept, total, compress.strategy, compress.window or 1, draws, visual)
+
+    def _handed_on(self, step: int, skipped: frozenset[int], visual: frozenset[int]) -> frozenset[int]:
+        """Layers skipped for visual tokens, of those that run.
+
+        Where balanced draws name a layer that is skipped for all tokens, another one of its group takes its turn, if
+        one is left: groups that skip the same number for all tokens still skip the same number for visual ones.
+        """
+        config, given = self.stage.skip_of("visual"), visual - skipped
+        assert config is not None
+        if config.selection != "balanced":
+            return given
+        for number, group in enumerate(skippable_layers(self._recipe, config)):
+            draws = stream(self._seed, self.stage.name, step, "turns handed on", number)
+            free = [layer for layer in group if layer not in skipped and layer not in visual]
+            order = sorted((draws.random(), layer) for layer in free)
+            given |= {layer for _, layer in order[: len(skipped & visual & set(group))]}
+        return given
 
     def dense_plan(self, step: int) -> StepPlan:
         """The plan of a step that runs everything: the measure of what sparsity saves."""

@@ -4,23 +4,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.config import Recipe, Selection, StageConfig
 from megatron_sts.errors import ConfigError
 from megatron_sts.sts import resolve_skip_groups
 from megatron_sts.sts.steps import stage_steps
 
 
 def _dense(stage: StageConfig) -> StageConfig:
-    return stage.model_copy(update={"skip": None, "compress": None})
+    return stage.model_copy(update={"skip": (), "compress": None})
 
 
-def _selecting(selection: str) -> Callable[[StageConfig], StageConfig]:
+def _selecting(selection: Selection) -> Callable[[StageConfig], StageConfig]:
     def change(stage: StageConfig) -> StageConfig:
-        if stage.skip is None:
+        if not stage.skip:
             raise ConfigError(f"stages.{stage.name} has no skip, so there is no '{selection}' run to compare")
-        groups = stage.skip.skip_groups if selection == "balanced" else None
-        skip = stage.skip.model_copy(update={"selection": selection, "skip_groups": groups})
-        return stage.model_copy(update={"skip": skip})
+        return stage.selecting(selection)
 
     return change
 

@@ -44,7 +44,7 @@ class StageOptimizer:
         wrapped: list[SkippingDataParallel],
     ):
         self._clip_grad = recipe.optimizer.clip_grad
-        self.freezes_skipped = stage.skip is None or stage.skip.parameters == "frozen"
+        self.freezes_skipped = all(skip.parameters == "frozen" for skip in stage.skip)
         self.inner = _build(recipe, stage, wrapped)
         self._parameters_by_layer = _parameters_by_layer(self.inner, chunks)
         self._group_rates = [{name: group[name] for name in _GROUP_RATES} for group in self.inner.param_groups]

@@ -23,7 +23,7 @@ class Part:
 
 def dense(stage: StageConfig) -> StageConfig:
     """Every layer, every visual token."""
-    return stage.model_copy(update={"skip": None, "compress": None})
+    return stage.model_copy(update={"skip": (), "compress": None})
 
 
 def _keeping(ratio: float) -> Change:

@@ -8,6 +8,10 @@ from megatron_sts.config.overrides import parse_override
 def test_a_stage_is_located_by_name_and_a_nameless_one_by_number() -> None:
     values = {"stages": [{"name": "align"}, {"steps": 1}]}
     assert dotted(("stages", 0, "skip", "alpha"), values) == "stages.align.skip.alpha"
+    one, two = {"skip": {"alpha": 1}}, {"skip": [{"alpha": 1}, {"tokens": "visual"}]}
+    assert dotted(("stages", 0, "skip", 0, "alpha"), {"stages": [{"name": "tune", **one}]}) == "stages.tune.skip.alpha"
+    several = {"stages": [{"name": "tune", **two}]}
+    assert dotted(("stages", 0, "skip", 1, "alpha"), several) == "stages.tune.skip.visual.alpha"
     assert dotted(("stages", 1, "steps"), values) == "stages[1].steps"
     assert dotted(("stages", 0, "trains", 2), values) == "stages.align.trains[2]"
 

@@ -44,13 +44,25 @@ def test_an_override_without_a_value_or_with_a_broken_one_is_refused() -> None:
 def test_overrides_set_fields_and_later_ones_win(load: Callable[..., Recipe]) -> None:
     recipe = load("parallel.pipeline=4", "stages.tune.skip.alpha=0.3", "stages.tune.skip.alpha=0")
     assert recipe.parallel.pipeline == 4
-    skip = recipe.stage("tune").skip
-    assert skip is not None and (skip.alpha, skip.epsilon) == (0, 0.5)
+    (skip,) = recipe.stage("tune").skip
+    assert (skip.alpha, skip.epsilon) == (0, 0.5)
+
+
+def test_one_of_several_skips_is_named_by_its_tokens(load: Callable[..., Recipe]) -> None:
+    skips = "stages.tune.skip=[{alpha: 0.1}, {tokens: visual, alpha: 0.5}]"
+    recipe = load(skips, "stages.tune.skip.visual.alpha=0.75", "stages.tune.skip.all.never_skip=[0]")
+    every, visual = recipe.stage("tune").skip
+    assert (every.tokens, every.alpha, every.never_skip) == ("all", 0.1, (0,))
+    assert (visual.tokens, visual.alpha, visual.never_skip) == ("visual", 0.75, ())
+    with pytest.raises(ConfigError, match=r"'stages.tune.skip.visual.alpha' .* is true; it should be a number"):
+        load(skips, "stages.tune.skip.visual.alpha=true")
+    with pytest.raises(ConfigError, match=r"goes into 'stages.tune.skip'"):
+        load(skips, "stages.tune.skip.alpha=0")
 
 
 def test_a_block_is_removed_by_null_and_made_where_it_was_not(load: Callable[..., Recipe]) -> None:
     recipe = load("stages.align.compress=null", "stages.tune.skip=null", "stages.tune.compress.keep_tokens=9")
-    assert recipe.stage("align").compress is None and recipe.stage("tune").skip is None
+    assert recipe.stage("align").compress is None and not recipe.stage("tune").skip
     compress = recipe.stage("tune").compress
     assert compress is not None and compress.keep_tokens == 9
 

@@ -32,8 +32,8 @@ def test_a_recipe_has_the_documented_defaults(load: Callable[..., Recipe]) -> No
     align, tune = recipe.stages
     assert (align.data.template, align.data.max_tokens, align.data.system_prompt) == ("vicuna_v1", 2048, None)
     assert (align.learning_rate_schedule.decay, align.learning_rate_schedule.warmup_ratio) == ("cosine", 0.03)
-    assert align.skip is None and tune.compress is None
-    assert tune.skip is not None and (tune.skip.progress, tune.skip.selection) == ("step", "balanced")
+    assert not align.skip and tune.compress is None
+    assert (tune.skip[0].progress, tune.skip[0].selection) == ("step", "balanced")
 
 
 def test_compression_without_an_amount_keeps_half() -> None:

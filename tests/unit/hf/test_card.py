@@ -76,12 +76,12 @@ def test_the_card_has_the_whole_recipe_and_every_setting_of_the_sparsity(run: Ru
     recipe = card.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(recipe) == run.recipe.resolved()
     assert "| compressed: strategy uniform, keep_ratio 0.5 | all |" in card
-    assert "| all | skipped: alpha 0.5, epsilon 0.25, progress step, schedule sts, selection balanced, " in card
+    assert "skipped: tokens all, alpha 0.5, epsilon 0.25, progress step, schedule sts, selection balanced, " in card
     assert "stage `tune`, step 2; exported in bfloat16" in card
 
 
 def test_a_dense_run_is_not_called_sparse(run: Run) -> None:
-    dense = tuple(stage.model_copy(update={"skip": None, "compress": None}) for stage in run.recipe.stages)
+    dense = tuple(stage.model_copy(update={"skip": (), "compress": None}) for stage in run.recipe.stages)
     card = model_card("model", Run("tune", 2, run.recipe.model_copy(update={"stages": dense}), {}), "float32")
     assert "Sparse Training Scheme" not in card
     assert "Sparse Training Scheme" in model_card("model", run, "float32")

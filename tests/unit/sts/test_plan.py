@@ -27,7 +27,12 @@ def planner(
 
 
 def planner_values(
-    skip: dict | None, compress: dict | None = None, *, seed: int = 1234, name: str = "tune", steps: int = 100
+    skip: dict | list[dict] | None,
+    compress: dict | None = None,
+    *,
+    seed: int = 1234,
+    name: str = "tune",
+    steps: int = 100,
 ) -> dict:
     stage = {
         "name": name,
@@ -47,6 +52,10 @@ def plans(made: StagePlanner, steps: int = 100) -> list[frozenset[int]]:
 
 
 SKIP = {"alpha": 0.6, "epsilon": 0.5, "selection": "independent"}
+
+
+def progress_of(made: StagePlanner, steps: int) -> list[float]:
+    return [made.progress(step, made.stage.skip[0]) for step in range(steps)]
 
 
 def test_equal_recipes_give_equal_plans_in_any_order():
@@ -121,7 +130,7 @@ def test_alpha_zero_and_no_skip_skip_nothing():
 
 def test_progress_by_steps_reaches_the_end_after_the_last_step():
     made = planner(SKIP, steps=8)
-    assert [made.progress(step) for step in range(8)] == [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
+    assert progress_of(made, 8) == [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
 
 
 HASH_RECIPE = {"alpha": 0.5, "epsilon": 0.5, "selection": "balanced"}
@@ -135,7 +144,7 @@ def plan_hash(recipe: Recipe, steps: int) -> str:
     return digest.hexdigest()
 
 
-def deep_recipe(parallel: dict, skip: dict) -> Recipe:
+def deep_recipe(parallel: dict, skip: dict | list[dict]) -> Recipe:
     architecture = ARCHITECTURE | {"language": ARCHITECTURE["language"] | {"layers": 16}}
     values = planner_values(skip) | {"parallel": parallel, "model": {"architecture": architecture}}
     return Recipe.model_validate(values)
@@ -164,20 +173,20 @@ def test_every_rank_of_any_world_has_the_same_plan():
 
 def test_progress_by_epochs_counts_whole_epochs():
     made = planner(SKIP | {"progress": "epoch"}, steps=9, steps_per_epoch=3.0)
-    assert [made.progress(step) for step in range(9)] == pytest.approx([0] * 3 + [1 / 3] * 3 + [2 / 3] * 3)
+    assert progress_of(made, 9) == pytest.approx([0] * 3 + [1 / 3] * 3 + [2 / 3] * 3)
 
 
 def test_progress_by_epochs_within_one_epoch_keeps_the_rate():
     made = planner(SKIP | {"progress": "epoch"}, steps=5, steps_per_epoch=5.0)
-    assert [made.progress(step) for step in range(5)] == [0.0] * 5
+    assert progress_of(made, 5) == [0.0] * 5
     part = planner(SKIP | {"progress": "epoch"}, steps=5, steps_per_epoch=50.0)
-    assert [part.progress(step) for step in range(5)] == [0.0] * 5
+    assert progress_of(part, 5) == [0.0] * 5
 
 
 def test_progress_by_epochs_of_a_fractional_number_of_steps():
     # 2.5 steps an epoch, two epochs: the first epoch ends within step 2, step 3 is the first after it.
     made = planner(SKIP | {"progress": "epoch"}, steps=5, steps_per_epoch=2.5)
-    assert [made.progress(step) for step in range(5)] == [0, 0, 0, 0.5, 0.5]
+    assert progress_of(made, 5) == [0, 0, 0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -203,3 +212,47 @@ def test_dense_plan_runs_everything():
     assert dense.step == 7
     assert not dense.skipped_layers
     assert dense.visual_tokens == 16
+
+
+def both_kinds(alpha: float, visual_alpha: float, groups: int = 4) -> StagePlanner:
+    shared = {"schedule": "constant", "skip_groups": groups}
+    skips = [{"alpha": alpha} | shared, {"tokens": "visual", "alpha": visual_alpha} | shared]
+    recipe = deep_recipe({}, skips)
+    return StagePlanner(recipe, recipe.stages[0], 1000, 1000)
+
+
+def test_layers_are_skipped_for_visual_tokens_by_draws_of_their_own():
+    recipe = deep_recipe({}, {"tokens": "visual", "alpha": 0.75, "schedule": "constant", "skip_groups": 4})
+    made = StagePlanner(recipe, recipe.stages[0], 1000, 1000)
+    drawn = [made.plan(step) for step in range(1000)]
+    assert all(not plan.skipped_layers and len(plan.layers_skipped_for_visual) == 12 for plan in drawn)
+    assert made.skip_probabilities(0) == (0.0,) * 16
+    assert made.skip_probabilities(0, "visual") == pytest.approx((0.75,) * 16)
+    # 0.75 with a standard deviation of sqrt(0.75 * 0.25 / 1000) = 0.014.
+    for layer in range(16):
+        assert abs(sum(layer in plan.layers_skipped_for_visual for plan in drawn) / 1000 - 0.75) < 0.07
+
+
+@pytest.mark.parametrize(("alpha", "visual_alpha"), [(0.25, 0.5), (0.25, 0.75), (0.5, 0.75)])
+def test_groups_skip_the_same_number_for_either_kind_of_tokens(alpha, visual_alpha):
+    made = both_kinds(alpha, visual_alpha)
+    alone = both_kinds(alpha, 0.0)
+    for step in range(1000):
+        plan = made.plan(step)
+        assert plan.skipped_layers == alone.plan(step).skipped_layers
+        assert not plan.skipped_layers & plan.layers_skipped_for_visual
+        assert by_group(plan.skipped_layers) == [4 * alpha] * 4
+        assert by_group(plan.layers_skipped_for_visual) == [min(4 * visual_alpha, 4 - 4 * alpha)] * 4
+
+
+def by_group(layers: frozenset[int]) -> list[int]:
+    return [sum(layer // 4 == group for layer in layers) for group in range(4)]
+
+
+def test_an_exempt_layer_takes_no_turn_of_another():
+    shared = {"schedule": "constant", "skip_groups": 2}
+    recipe = deep_recipe(
+        {}, [{"alpha": 0.5} | shared, {"tokens": "visual", "alpha": 0.25, "never_skip": [0, 9]} | shared]
+    )
+    made = StagePlanner(recipe, recipe.stages[0], 500, 500)
+    assert not any({0, 9} & made.plan(step).layers_skipped_for_visual for step in range(500))

@@ -23,13 +23,13 @@ def recipe() -> Recipe:
 def test_ways_differ_in_the_sparsity_alone(recipe):
     comparison = Comparison("tune", ("dense", "sts", "independent", "balanced"))
     dense = comparison.recipe_of("dense", recipe).stage("tune")
-    assert dense.skip is None and dense.compress is None
+    assert not dense.skip and dense.compress is None
     sts = comparison.recipe_of("sts", recipe).stage("tune")
-    assert sts.skip.selection == "balanced" and sts.skip.skip_groups == (4, 4)
+    assert sts.skip[0].selection == "balanced" and sts.skip[0].skip_groups == (4, 4)
     assert comparison.recipe_of("balanced", recipe).stage("tune") == sts
     independent = comparison.recipe_of("independent", recipe).stage("tune")
-    assert independent.skip.selection == "independent" and independent.skip.skip_groups is None
-    assert independent.model_copy(update={"skip": None}) == dense
+    assert independent.skip[0].selection == "independent" and independent.skip[0].skip_groups is None
+    assert independent.model_copy(update={"skip": ()}) == dense
 
 
 def test_steps_follow_from_epochs_and_samples(recipe):
