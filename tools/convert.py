@@ -98,7 +98,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "import", help="make a checkpoint to start from, of Hugging Face or Megatron weights"
     )
     importer.add_argument("--hf", type=Path, help="a LlavaForConditionalGeneration directory")
-    importer.add_argument("--vision", type=Path, help="a CLIP, SigLIP or SigLIP2 directory")
+    importer.add_argument("--vision", type=Path, help="a CLIP, SigLIP, SigLIP2 or DINOv2 directory")
     importer.add_argument("--language", type=Path, help="a language model's directory")
     importer.add_argument("--megatron", type=Path, help="a distributed checkpoint of Megatron-LM or Megatron-Bridge")
     importer.add_argument("--output", type=Path, required=True, help="checkpoint directory to make")

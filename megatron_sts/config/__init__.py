@@ -1,6 +1,12 @@
 """The recipe: typed, checked, free of torch. `load_recipe` is the way in."""
 
-from megatron_sts.config.architecture import Architecture, LanguageArchitecture, RotaryScaling, VisionArchitecture
+from megatron_sts.config.architecture import (
+    CLASS_TOKEN_FAMILIES,
+    Architecture,
+    LanguageArchitecture,
+    RotaryScaling,
+    VisionArchitecture,
+)
 from megatron_sts.config.architecture_checks import architecture_problems
 from megatron_sts.config.checkpoint_listing import ListedCheckpoint, list_checkpoints, prune
 from megatron_sts.config.checks import check_recipe, report
@@ -61,6 +67,7 @@ from megatron_sts.config.skip_checks import probability_problem
 from megatron_sts.config.world import check_world
 
 __all__ = [
+    "CLASS_TOKEN_FAMILIES",
     "FP8_MULTIPLE",
     "LATEST_FILE",
     "MANIFEST_FILE",

@@ -4,6 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+CLASS_TOKEN_FAMILIES = ("clip", "dinov2")
+"""Vision encoders that put a class token before the patches."""
+
 
 class ConfigModel(BaseModel):
     """A typed and frozen part of the recipe; the docstring of a field is its description."""
@@ -19,15 +22,19 @@ class ConfigModel(BaseModel):
 
 
 class VisionArchitecture(ConfigModel):
-    """The frozen vision tower: a Vision Transformer of Hugging Face's CLIP, SigLIP or SigLIP2."""
+    """The frozen vision tower: a Vision Transformer of Hugging Face's CLIP, SigLIP, SigLIP2 or DINOv2."""
 
-    family: Literal["clip", "siglip", "siglip2"]
-    """Which Hugging Face vision encoder: clip (with a class token), siglip or siglip2 (both without).
+    family: Literal["clip", "siglip", "siglip2", "dinov2"]
+    """Which Hugging Face vision encoder: clip or dinov2 (with a class token), siglip or siglip2 (both without).
 
     SigLIP2 of a fixed resolution is the same encoder as SigLIP, and its files call it so.
     """
     image_size: int = Field(gt=0)
     """Side of the square input image, in pixels."""
+    pretrained_image_size: int | None = Field(default=None, gt=0)
+    """Side of the images that the position embeddings were made for, where it is another one (dinov2 alone, which
+    interpolates them; published models have 518 and are mostly run at 224); None: image_size.
+    """
     patch_size: int = Field(gt=0)
     """Side of a square patch, in pixels; a remainder at the border is dropped, as the encoders do."""
     hidden_size: int = Field(gt=0)
@@ -41,12 +48,17 @@ class VisionArchitecture(ConfigModel):
     feature_layer: int = -2
     """Index into the tower's hidden states (0: embeddings, `layers`: last layer; negative: from the end)."""
     feature_select: Literal["default", "full"] = "default"
-    """default: the class token is dropped (clip only); full: every token of the tower."""
+    """default: the class token is dropped (clip, dinov2); full: every token of the tower."""
 
     @property
     def has_class_token(self) -> bool:
         """Whether the tower puts a class token before the patches."""
-        return self.family == "clip"
+        return self.family in CLASS_TOKEN_FAMILIES
+
+    @property
+    def position_image_size(self) -> int:
+        """Side of the images that the position embeddings were made for."""
+        return self.pretrained_image_size or self.image_size
 
     @property
     def patches(self) -> int:

@@ -15,6 +15,19 @@ def check_vision_sizes(architecture: Architecture) -> Iterator[str]:
             f"vision.patch_size is {vision.patch_size}, larger than vision.image_size {vision.image_size}; "
             "an image must hold at least one patch"
         )
+    if vision.pretrained_image_size is not None and vision.family != "dinov2":
+        yield (
+            f"vision.pretrained_image_size is {vision.pretrained_image_size}, but {vision.family} does not interpolate "
+            "its position embeddings here (only dinov2 does); remove it"
+        )
+    elif vision.patch_size > vision.position_image_size and vision.pretrained_image_size is not None:
+        yield (
+            f"vision.pretrained_image_size is {vision.pretrained_image_size}, smaller than vision.patch_size "
+            f"{vision.patch_size}; an image must hold at least one patch"
+        )
+    if vision.family == "dinov2" and vision.ffn_hidden_size % vision.hidden_size:
+        # Hugging Face's configuration has their ratio, a whole number.
+        yield not_divisible("vision.ffn_hidden_size", vision.ffn_hidden_size, "vision.hidden_size", vision.hidden_size)
     if vision.hidden_size % vision.attention_heads:
         yield not_divisible("vision.hidden_size", vision.hidden_size, "vision.attention_heads", vision.attention_heads)
 

@@ -8,11 +8,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
+    BitImageProcessorPil,
     CLIPImageProcessorPil,
     LlavaImageProcessorPil,
     SiglipImageProcessorPil,
 )
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from megatron_sts.data.pictures import LARGEST_PIXELS, find_picture, read_picture
 from megatron_sts.data.sample import Picture
@@ -41,8 +43,17 @@ def load_image_processor(
 
 
 def _default_processor(family: str, image_size: int) -> BaseImageProcessor:
+    crop = {"height": image_size, "width": image_size}
+    if family == "dinov2":
+        # As CLIP, without the border that DINOv2's own evaluation cuts off (224 out of 256 pixels): a question may be
+        # about it.
+        return BitImageProcessorPil(
+            size={"shortest_edge": image_size},
+            crop_size=crop,
+            image_mean=IMAGENET_DEFAULT_MEAN,
+            image_std=IMAGENET_DEFAULT_STD,
+        )
     if family == "clip":
-        crop = {"height": image_size, "width": image_size}
         return CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=crop)
     return SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
 
@@ -59,8 +70,8 @@ def _read_processor(directory: Path, image_size: int) -> BaseImageProcessor:
         shape = tuple(blank["pixel_values"].shape[1:])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise ConfigError(
-            f"model.vision: {file} cannot be used ({error}); give the preprocessor_config.json of a CLIP or "
-            "SigLIP vision encoder"
+            f"model.vision: {file} cannot be used ({error}); give the preprocessor_config.json of a CLIP, "
+            "SigLIP or DINOv2 vision encoder"
         ) from error
     if shape != (3, image_size, image_size):
         raise ConfigError(

@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    LlavaConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    SiglipVisionConfig,
-)
+from transformers import LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from megatron_sts.config import Architecture, LanguageArchitecture, VisionArchitecture
 from megatron_sts.data import image_token_id, pad_token_id
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.families import LANGUAGES
-from megatron_sts.hf.read_config import LLAMA3_BOUNDS, VISION_CONFIGS
+from megatron_sts.hf.read_config import LLAMA3_BOUNDS
+from megatron_sts.model.encoder_config import (
+    ENCODER_CONFIGS,
+    EncoderConfig,
+    encoder_config,
+    encoder_sizes,
+    without_pooling_head,
+)
 
 
 def llava_config(
@@ -46,46 +47,35 @@ def llava_config(
     )
 
 
-def vision_config(vision: VisionArchitecture, directory: Path | None) -> CLIPVisionConfig | SiglipVisionConfig:
+def vision_config(vision: VisionArchitecture, directory: Path | None) -> EncoderConfig:
     """The vision encoder's configuration, without the pooling head, which a LLaVA model does not run.
 
     Raises ConversionError where the directory's config.json is unreadable or has other sizes.
     """
-    kind = VISION_CONFIGS[vision.family]
-    sizes: dict[str, Any] = {
-        "hidden_size": vision.hidden_size,
-        "intermediate_size": vision.ffn_hidden_size,
-        "num_hidden_layers": vision.layers,
-        "num_attention_heads": vision.attention_heads,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-    }
     if directory is None:
-        config = kind(**sizes)
-    else:
-        try:
-            kind_found = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
-            if kind_found not in (kind.model_type, kind.model_type.removesuffix("_vision_model")):
-                raise ValueError(f"it is a {kind_found} model")
-            config = kind.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConversionError(
-                f"{directory}: its config.json cannot be used ({error}); give the directory of a "
-                f"{vision.family} vision encoder with --vision"
-            ) from error
-        differing = [
-            f"{name} is {getattr(config, name)} instead of {value}"
-            for name, value in sizes.items()
-            if getattr(config, name) != value
-        ]
-        if differing:
-            raise ConversionError(
-                f"{directory / 'config.json'} is not the vision encoder of the checkpoint's architecture: "
-                f"{', '.join(differing)}; give the right directory with --vision"
-            )
-    if isinstance(config, SiglipVisionConfig):
-        config.vision_use_head = False
-    return config
+        return encoder_config(vision)
+    kind = ENCODER_CONFIGS[vision.family]
+    try:
+        kind_found = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+        if kind_found not in (kind.model_type, kind.model_type.removesuffix("_vision_model")):
+            raise ValueError(f"it is a {kind_found} model")
+        config = kind.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConversionError(
+            f"{directory}: its config.json cannot be used ({error}); give the directory of a "
+            f"{vision.family} vision encoder with --vision"
+        ) from error
+    differing = [
+        f"{name} is {getattr(config, name)} instead of {value}"
+        for name, value in encoder_sizes(vision).items()
+        if getattr(config, name) != value
+    ]
+    if differing:
+        raise ConversionError(
+            f"{directory / 'config.json'} is not the vision encoder of the checkpoint's architecture: "
+            f"{', '.join(differing)}; give the right directory with --vision"
+        )
+    return without_pooling_head(config)
 
 
 def _text_config(language: LanguageArchitecture, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:

@@ -38,6 +38,7 @@ from megatron_sts.hf.names import (
     is_pooling_head,
     projector_shapes,
     runs,
+    vision_file_name,
     vision_shapes,
 )
 from megatron_sts.hf.output import check_output, written_beside
@@ -194,7 +195,7 @@ def _tensors(reader: TensorReader, architecture: Architecture) -> Iterator[tuple
         if key.startswith(VISION) and not _is_unused(key):
             name = checkpoint_vision_name(key)
             kind: Kind = "mapped" if runs(name, architecture.vision.used_layers) else "carried"
-            yield _row(FILE_PREFIX["vision"] + name, key, reader.read(key), kind)
+            yield _row(vision_file_name(name, architecture.vision), key, reader.read(key), kind)
         elif key.startswith(PROJECTOR):
             yield _row(FILE_PREFIX["projector"] + key.removeprefix(PROJECTOR), key, reader.read(key))
     for rule, layer in located_rules(architecture.language):

@@ -31,7 +31,7 @@ from megatron_sts.config import (
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.checkpoint_writer import Advance, Piece, write_checkpoint
 from megatron_sts.hf.families import LAYERS
-from megatron_sts.hf.image_processor import copy_image_processor
+from megatron_sts.hf.image_processor import copy_image_processor, processed_size
 from megatron_sts.hf.language import check_tensors
 from megatron_sts.hf.megatron_source import check_megatron_tensors, open_megatron
 from megatron_sts.hf.names import PROJECTOR, checkpoint_vision_name, projector_shapes, vision_shapes
@@ -104,7 +104,7 @@ def import_pair(
     report = TensorReport()
     encoder_config = read_vision_config(vision)
     config = read_language_config(language)
-    tower = vision_architecture(encoder_config, vision / "config.json")
+    tower = vision_architecture(encoder_config, vision / "config.json", processed_size=processed_size(vision))
     own = language_architecture(config, language / "config.json")
     check_architecture(Architecture(vision=tower, language=own), language / "config.json")
     source = language_part(open_source(language, options.allow_pickle), own, language, report)
@@ -138,13 +138,14 @@ def import_megatron(
             "model.architecture does, with --recipe (docs/hugging_face.md leads from Megatron-LM's arguments to it)"
         )
     encoder_config = read_vision_config(vision)
+    tower = vision_architecture(encoder_config, vision / "config.json", processed_size=processed_size(vision))
     language = options.recipe.architecture.language
     source = open_megatron(megatron, report)
     check_megatron_tensors(source, language, megatron)
     tokenizer = find_tokenizer(options.tokenizer or options.recipe.model.tokenizer or megatron, report)
     add_image_token(tokenizer, language.vocabulary_size, largest=language.vocabulary_size)
     parts = _Parts(
-        architecture=reconcile(vision_architecture(encoder_config, vision / "config.json"), language, options.recipe),
+        architecture=reconcile(tower, language, options.recipe),
         vision_config=encoder_config,
         vision_directory=vision,
         vision=vision_part(open_source(vision, options.allow_pickle), report),
@@ -165,7 +166,9 @@ def import_llava(
     where = directory / "config.json"
     config = read_llava_config(directory)
     own = language_architecture(config.text, where, tied=config.tied)
-    vision = vision_architecture(config.vision, where, config.feature_layer, config.feature_select)
+    vision = vision_architecture(
+        config.vision, where, config.feature_layer, config.feature_select, processed_size(directory)
+    )
     check_architecture(Architecture(vision=vision, language=own), where)
     by_part = parts_of_llava(open_source(directory, options.allow_pickle), directory, report)
     source = language_part(by_part["language"], own, directory, report)

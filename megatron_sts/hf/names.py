@@ -4,6 +4,7 @@ A model has three parts. Their tensors go by the names of the part's own class; 
 
     part        own names           in a checkpoint      in an exported file           in other files
     vision      embeddings.*        vision.*             vision_tower.vision_model.*   model.vision_tower.*
+      (dinov2)  embeddings.*        vision.*             vision_tower.*                model.vision_tower.*
     projector   linear_1.*          projector.*          multi_modal_projector.*       model.multi_modal_projector.*
     language    model.*, lm_head.*  by the family table  language_model.*              model.language_model.*, lm_head.*
 
@@ -15,10 +16,11 @@ import re
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
+from megatron_sts.config import VisionArchitecture
+
 VISION = "vision."
 PROJECTOR = "projector."
 FILE_PREFIX = {
-    "vision": "vision_tower.vision_model.",
     "projector": "multi_modal_projector.",
     "language": "language_model.",
 }
@@ -32,8 +34,17 @@ _PREFIXES = (
     ("language_model.", "language", ""),
     ("lm_head.", "language", "lm_head."),
 )
-# Releases of transformers differ in whether a vision encoder's own names begin with this.
+# Releases of transformers differ in whether a vision encoder's own names begin with this; DINOv2's never do.
 _VISION_PREFIX = "vision_model."
+# Releases of transformers also differ in what a DINOv2 model calls these; files go by the names on the right.
+_DINOV2_ATTENTION = re.compile(r"(encoder\.layer\.\d+\.attention)\.([qkvo]_proj)\.")
+_DINOV2_NAMES = {
+    "q_proj": "attention.query",
+    "k_proj": "attention.key",
+    "v_proj": "attention.value",
+    "o_proj": "output.dense",
+}
+_NEVER_RUN = ("post_layernorm.", "layernorm.", "embeddings.mask_token")
 # In some files, in no model: buffers that are computed, and of a whole CLIP or SigLIP the parts beside the encoder.
 _HARMLESS = re.compile(
     r"(.*\.)?rotary_emb\.inv_freq"
@@ -55,7 +66,13 @@ def part_of(name: str) -> tuple[str, str] | None:
 
 def vision_name(name: str) -> str:
     """A vision encoder's own name, as this project writes it."""
-    return name.removeprefix(_VISION_PREFIX)
+    name = name.removeprefix(_VISION_PREFIX)
+    return _DINOV2_ATTENTION.sub(lambda found: f"{found[1]}.{_DINOV2_NAMES[found[2]]}.", name)
+
+
+def vision_file_name(name: str, vision: VisionArchitecture) -> str:
+    """What a vision encoder's own name is in a LLaVA file."""
+    return f"vision_tower.{'' if vision.family == 'dinov2' else _VISION_PREFIX}{name}"
 
 
 def checkpoint_vision_name(key: str) -> str:
@@ -96,5 +113,5 @@ def projector_shapes(vision_width: int, hidden_size: int) -> dict[str, tuple[int
 
 def runs(name: str, used_layers: int) -> bool:
     """Whether a vision encoder's tensor is ever run: not in the layers after the feature layer, nor the last norm."""
-    layer = re.match(r"encoder\.layers\.(\d+)\.", name)
-    return not name.startswith("post_layernorm.") and (layer is None or int(layer[1]) < used_layers)
+    layer = re.match(r"encoder\.layers?\.(\d+)\.", name)
+    return not name.startswith(_NEVER_RUN) and (layer is None or int(layer[1]) < used_layers)

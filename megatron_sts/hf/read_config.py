@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
+from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
 
 from megatron_sts.config import (
+    CLASS_TOKEN_FAMILIES,
     Architecture,
     LanguageArchitecture,
     RotaryScaling,
@@ -18,24 +19,24 @@ from megatron_sts.config import (
 )
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.families import LANGUAGES
-from megatron_sts.model.vision import ENCODER_SIZES
+from megatron_sts.model.encoder_config import EncoderConfig
 
 Sizes = TypeVar("Sizes", bound=BaseModel)
 
 CONFIG_FILE = "config.json"
-VISION_CONFIGS: dict[str, type[CLIPVisionConfig] | type[SiglipVisionConfig]] = {
-    "clip": CLIPVisionConfig,
-    "siglip": SiglipVisionConfig,
-    "siglip2": SiglipVisionConfig,
-}
 # The model types of config.json: the whole model with its text encoder, or the vision encoder alone.
 _VISION_FAMILY = {
     "clip": "clip",
     "clip_vision_model": "clip",
     "siglip": "siglip",
     "siglip_vision_model": "siglip",
+    "dinov2": "dinov2",
 }
+_WITH_TEXT_ENCODER = ("clip", "siglip")
+# Of a vision encoder's configuration, what no other value of can be run here.
+_VISION_FIXED: dict[str, dict[str, Any]] = {"dinov2": {"use_swiglu_ffn": False, "qkv_bias": True}}
 # transformers would fill these in with its defaults.
+_VISION_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 _LANGUAGE_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 # Contract: model/build.py, whose megatron-core has these built in; they are those of Llama 3.1 and 3.2.
 LLAMA3_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -94,19 +95,19 @@ def read_language_config(directory: Path) -> PreTrainedConfig:
     return _parse(directory)
 
 
-def read_vision_config(directory: Path) -> CLIPVisionConfig | SiglipVisionConfig:
+def read_vision_config(directory: Path) -> EncoderConfig:
     """The configuration of the vision encoder of a directory, which may hold a whole CLIP or SigLIP model."""
     values = _read_values(directory)
     where = directory / CONFIG_FILE
     family = _vision_family(values["model_type"], where)
-    if values["model_type"] == family:
-        if "vision_config" not in values:
-            raise ConversionError(f"{where}: has no vision_config; copy or download it again")
-    else:
-        _check_fields(values, ENCODER_SIZES, where)
+    whole = values["model_type"] in _WITH_TEXT_ENCODER
+    if whole and "vision_config" not in values:
+        raise ConversionError(f"{where}: has no vision_config; copy or download it again")
+    if not whole:
+        _check_fields(values, (*_VISION_FIELDS, "mlp_ratio" if family == "dinov2" else "intermediate_size"), where)
     config = _parse(directory)
-    found = config.vision_config if values["model_type"] == family else config
-    assert isinstance(found, CLIPVisionConfig | SiglipVisionConfig)
+    found = config.vision_config if whole else config
+    assert isinstance(found, EncoderConfig)
     return found
 
 
@@ -143,20 +144,36 @@ def language_architecture(config: PreTrainedConfig, where: Path, tied: bool | No
 
 
 def vision_architecture(
-    config: PreTrainedConfig, where: Path, feature_layer: int = _FEATURE_LAYER, feature_select: str | None = None
+    config: PreTrainedConfig,
+    where: Path,
+    feature_layer: int = _FEATURE_LAYER,
+    feature_select: str | None = None,
+    processed_size: int | None = None,
 ) -> VisionArchitecture:
-    """The sizes of a vision encoder. feature_select None: the family's, without the class token."""
+    """The sizes of a vision encoder.
+
+    feature_select: None: the family's, without the class token. processed_size: side of the images that the
+    directory's image processor makes, None without one; DINOv2 interpolates its position embeddings to it.
+    """
     family = _vision_family(config.model_type, where)
+    _check_fixed(config, _VISION_FIXED.get(family, {}), where)
+    image_size, pretrained = config.image_size, None
+    ffn_hidden_size = getattr(config, "intermediate_size", None)
+    if family == "dinov2":
+        ffn_hidden_size = config.hidden_size * config.mlp_ratio
+        if processed_size is not None and processed_size != image_size:
+            image_size, pretrained = processed_size, image_size
     sizes: dict[str, Any] = {
         "family": family,
-        "image_size": config.image_size,
+        "image_size": image_size,
+        "pretrained_image_size": pretrained,
         "patch_size": config.patch_size,
         "hidden_size": config.hidden_size,
         "layers": config.num_hidden_layers,
         "attention_heads": config.num_attention_heads,
-        "ffn_hidden_size": config.intermediate_size,
+        "ffn_hidden_size": ffn_hidden_size,
         "feature_layer": feature_layer,
-        "feature_select": feature_select or ("default" if family == "clip" else "full"),
+        "feature_select": feature_select or ("default" if family in CLASS_TOKEN_FAMILIES else "full"),
     }
     return _sizes(VisionArchitecture, sizes, where)
 
@@ -196,7 +213,7 @@ def _check_language_family(model_type: str, where: Path) -> None:
 
 def _vision_family(model_type: str, where: Path) -> str:
     if model_type not in _VISION_FAMILY:
-        why = "vision encoders of CLIP, SigLIP and SigLIP2 at a fixed resolution can be converted"
+        why = "vision encoders of CLIP, SigLIP and SigLIP2 at a fixed resolution, and of DINOv2, can be converted"
         raise _refused(where, "model_type", model_type, why)
     return _VISION_FAMILY[model_type]
 

@@ -10,6 +10,8 @@ _FROM_RECIPE = (
     "language.vocabulary_padding",
     "language.maximum_positions",
 )
+# DINOv2 takes images of any size, by interpolating the same position embeddings.
+_INPUT_SIZE = ("vision.image_size", "vision.pretrained_image_size")
 
 
 def reconcile(vision: VisionArchitecture, language: LanguageArchitecture, recipe: Recipe | None) -> Architecture:
@@ -20,11 +22,14 @@ def reconcile(vision: VisionArchitecture, language: LanguageArchitecture, recipe
     if recipe is None:
         return Architecture(vision=vision, language=language)
     asked = recipe.architecture
+    free: tuple[str, ...] = _FROM_RECIPE
+    if vision.family == "dinov2" and vision.position_image_size == asked.vision.position_image_size:
+        free += _INPUT_SIZE
     differing = []
     for part, found, wanted in (("vision", vision, asked.vision), ("language", language, asked.language)):
         for name in type(found).model_fields:
             field, here, there = f"{part}.{name}", getattr(found, name), getattr(wanted, name)
-            if field in _FROM_RECIPE or here == there or _is_allowed(field, here, there):
+            if field in free or here == there or _is_allowed(field, here, there):
                 continue
             differing.append(f"{field} is {there} in the recipe, {here} in the weights")
     if differing:

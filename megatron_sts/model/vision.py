@@ -5,23 +5,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, CLIPVisionConfig, PreTrainedModel, SiglipVisionConfig
+from transformers import AutoModel, PreTrainedModel
 
 from megatron_sts.config import VisionArchitecture
 from megatron_sts.errors import ConfigError
-
-ENCODER_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
+from megatron_sts.model.encoder_config import (
+    ENCODER_CONFIGS,
+    EncoderConfig,
+    encoder_config,
+    encoder_sizes,
+    without_pooling_head,
 )
-"""The sizes of an encoder's configuration, which transformers would fill in with its own where they are missing."""
 
-# What CLIP and SigLIP have behind their last layer.
-_AFTER_THE_LAYERS = ("post_layernorm", "head")
+# What CLIP, SigLIP and DINOv2 have behind their last layer.
+_AFTER_THE_LAYERS = ("post_layernorm", "head", "layernorm")
+# What DINOv2 puts in place of hidden patches in its own pretraining.
+_MASK_TOKEN = "mask_token"
 
 
 class _FeaturesReady(Exception):
@@ -56,6 +55,9 @@ class VisionTower(torch.nn.Module):
         for name, part in self.encoder.named_modules():
             if name.rpartition(".")[2] in _AFTER_THE_LAYERS:
                 part.requires_grad_(False)
+        for name, parameter in self.encoder.named_parameters():
+            if name.rpartition(".")[2] == _MASK_TOKEN:
+                parameter.requires_grad_(False)
 
     @staticmethod
     def _stop(module: torch.nn.Module, inputs: Any, output: Any) -> None:
@@ -75,25 +77,9 @@ class VisionTower(torch.nn.Module):
 
 
 def _layers(encoder: PreTrainedModel) -> torch.nn.ModuleList:
-    stacks = [module for name, module in encoder.named_modules() if name.endswith("encoder.layers")]
+    stacks = [module for name, module in encoder.named_modules() if name.endswith(("encoder.layers", "encoder.layer"))]
     assert len(stacks) == 1 and isinstance(stacks[0], torch.nn.ModuleList)
     return stacks[0]
-
-
-def _encoder_config(vision: VisionArchitecture) -> CLIPVisionConfig | SiglipVisionConfig:
-    sizes: dict[str, Any] = {
-        "hidden_size": vision.hidden_size,
-        "intermediate_size": vision.ffn_hidden_size,
-        "num_hidden_layers": vision.layers,
-        "num_attention_heads": vision.attention_heads,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-    }
-    if vision.family == "clip":
-        return CLIPVisionConfig(**sizes)
-    config = SiglipVisionConfig(**sizes)
-    config.vision_use_head = False
-    return config
 
 
 def build_tower(
@@ -104,7 +90,7 @@ def build_tower(
     Without `read_weights` the directory gives the configuration alone: the weights come from a checkpoint.
     Raises ConfigError where the directory has no weights, or other sizes than the architecture.
     """
-    config = _encoder_config(vision) if directory is None else _read_encoder_config(vision, directory)
+    config = encoder_config(vision) if directory is None else _read_encoder_config(vision, directory)
     if directory is None or not read_weights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -122,20 +108,16 @@ def build_tower(
     return VisionTower(encoder.to(device=torch.cuda.current_device(), dtype=dtype).eval(), vision)
 
 
-def _read_encoder_config(vision: VisionArchitecture, directory: Path) -> CLIPVisionConfig | SiglipVisionConfig:
+def _read_encoder_config(vision: VisionArchitecture, directory: Path) -> EncoderConfig:
     if not (directory / "config.json").is_file():
         # transformers would quietly take its default sizes.
         raise ConfigError(f"model.vision {directory} has no config.json; give a Hugging Face vision encoder directory")
-    kind = CLIPVisionConfig if vision.family == "clip" else SiglipVisionConfig
-    found = kind.from_pretrained(directory, local_files_only=True)
-    expected = _encoder_config(vision)
-    for name in ENCODER_SIZES:
-        if getattr(found, name) != getattr(expected, name):
+    found = ENCODER_CONFIGS[vision.family].from_pretrained(directory, local_files_only=True)
+    for name, expected in encoder_sizes(vision).items():
+        if getattr(found, name) != expected:
             raise ConfigError(
                 f"{directory / 'config.json'} has {name} {getattr(found, name)}, but model.architecture's vision tower "
-                f"has {getattr(expected, name)}; make the architecture agree with the tower"
+                f"has {expected}; make the architecture agree with the tower"
             )
-    if isinstance(found, SiglipVisionConfig):
-        # The attention-pooling head is never used, and a checkpoint without it stays loadable.
-        found.vision_use_head = False
-    return found
+    # The attention-pooling head is never used, and a checkpoint without it stays loadable.
+    return without_pooling_head(found)

@@ -93,12 +93,17 @@ def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
     """Parameters of the tower, also those behind its feature layer, which are held and never run; `used`: without."""
     hidden, inner = vision.hidden_size, vision.ffn_hidden_size
     layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden
+    if vision.family == "dinov2":
+        # Layer scale: a factor for each channel behind attention and MLP.
+        layer += 2 * hidden
     layers = (vision.used_layers if used else vision.layers) * layer
     # The norm after the layers is not used.
     layers += 0 if used else 2 * hidden
-    patches = 3 * vision.patch_size**2 * hidden + vision.patches * hidden
-    # clip: class token with its position, and a norm before the layers; siglip: a bias of the patch embedding.
-    return layers + patches + (4 * hidden if vision.has_class_token else hidden)
+    positions = (vision.position_image_size // vision.patch_size) ** 2
+    patches = 3 * vision.patch_size**2 * hidden + positions * hidden
+    # clip: class token with its position, and a norm before the layers; siglip: a bias of the patch embedding; dinov2:
+    # that bias and a class token with its position (published ones also hold a mask token, which is left out here).
+    return layers + patches + {"clip": 4, "dinov2": 3}.get(vision.family, 1) * hidden
 
 
 def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int) -> RankBytes:

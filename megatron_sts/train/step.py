@@ -136,7 +136,7 @@ class TrainStep:
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
             chunk.train()
             if chunk.vision is not None:
-                # A frozen tower is an encoder in evaluation mode; CLIP and SigLIP have no dropout to train with.
+                # A frozen tower is an encoder in evaluation mode; its families have no dropout to train with.
                 chunk.vision.eval()
             chunk.set_plan(plan)
             wrapped.begin_step(parameters_of_skipped(chunk.language.decoder.layers), self._optimizer.freezes_skipped)

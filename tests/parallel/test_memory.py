@@ -24,6 +24,8 @@ TIED = copy.deepcopy(SIZES)
 TIED["language"]["tied_embeddings"] = True
 SIGLIP = copy.deepcopy(SIZES)
 SIGLIP["vision"] |= {"family": "siglip", "feature_select": "full"}
+DINOV2 = copy.deepcopy(SIZES)
+DINOV2["vision"] |= {"family": "dinov2"}
 QWEN2, QWEN3 = copy.deepcopy(SIZES), copy.deepcopy(SIZES)
 QWEN2["language"]["family"] = "qwen2"
 QWEN3["language"] |= {"family": "qwen3", "attention_head_size": 64}
@@ -40,6 +42,7 @@ CASES: dict[int, list[tuple[str, dict[str, Any]]]] = {
         ("tune", {"model__architecture": TIED, "precision": "bf16", "parallel": {"pipeline": 2}}),
         ("tune", {"model__architecture": TIED, **DISTRIBUTED}),
         ("tune", {"model__architecture": SIGLIP, "parallel": {"tensor": 2}, **EVERYTHING}),
+        ("tune", {"model__architecture": DINOV2, "parallel": {"tensor": 2}, **EVERYTHING}),
         ("tune", {"optimizer": {"kind": "sgd"}}),
         ("tune", {"model__architecture": QWEN2, "parallel": {"tensor": 2}}),
         ("tune", {"model__architecture": QWEN3, "parallel": {"tensor": 2}}),

@@ -25,6 +25,7 @@ def language(**changes: object) -> dict[str, object]:
         ({"family": "siglip", "image_size": 384, "feature_select": "full"}, 729),
         ({"family": "siglip2", "image_size": 384, "patch_size": 16, "feature_select": "full"}, 576),
         ({"image_size": 83, "patch_size": 14}, 25),
+        ({"family": "dinov2", "image_size": 224, "pretrained_image_size": 518}, 256),
     ],
 )
 def test_visual_tokens_count_patches_and_a_kept_class_token(changes: dict[str, object], tokens: int) -> None:

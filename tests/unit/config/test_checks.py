@@ -27,6 +27,21 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         [f"{VISION}.hidden_size is 64, not divisible by vision.attention_heads 5", "change one"],
     ),
     (
+        "check_vision_sizes",
+        [f"{VISION}.pretrained_image_size=42"],
+        [f"{VISION}.pretrained_image_size is 42", "clip does not interpolate", "remove it"],
+    ),
+    (
+        "check_vision_sizes",
+        [f"{VISION}.family=dinov2", f"{VISION}.pretrained_image_size=7"],
+        [f"{VISION}.pretrained_image_size is 7, smaller than", "at least one patch"],
+    ),
+    (
+        "check_vision_sizes",
+        [f"{VISION}.family=dinov2", f"{VISION}.ffn_hidden_size=100"],
+        [f"{VISION}.ffn_hidden_size is 100, not divisible by vision.hidden_size 64", "change one"],
+    ),
+    (
         "check_vision_features",
         [f"{VISION}.feature_layer=4"],
         [f"{VISION}.feature_layer is 4", "hidden states 0 to 3 (or -4 to -1)", "choose one"],

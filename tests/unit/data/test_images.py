@@ -27,12 +27,14 @@ def test_a_picture_is_scaled_and_normalized(reader: ImageReader) -> None:
     torch.testing.assert_close(pixels, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_each_family_has_a_processing_of_its_own(family: Literal["clip", "siglip"], image_folder: Path) -> None:
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
+def test_each_family_has_a_processing_of_its_own(
+    family: Literal["clip", "siglip", "dinov2"], image_folder: Path
+) -> None:
     Image.new("RGB", (40, 20), (255, 255, 255)).save(image_folder / "wide.png")
     pixels = ImageReader(load_image_processor(None, family, 16), image_folder).read("wide.png")
     assert pixels.shape == (3, 16, 16)
-    white = {"siglip": 1.0, "clip": (1 - 0.48145466) / 0.26862954}[family]
+    white = {"siglip": 1.0, "clip": (1 - 0.48145466) / 0.26862954, "dinov2": (1 - 0.485) / 0.229}[family]
     assert pixels[0, 8, 8].item() == pytest.approx(white, abs=1e-5)
 
 
@@ -90,10 +92,10 @@ def test_a_processor_of_another_size_is_refused(tmp_path: Path) -> None:
         load_image_processor(tmp_path, "siglip", 14)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
 @pytest.mark.parametrize("size", [(30, 17), (16, 31), (20, 20)])
 def test_padding_makes_a_square_in_the_mean_colour_before_anything_else(
-    family: Literal["clip", "siglip"], size: tuple[int, int], image_folder: Path
+    family: Literal["clip", "siglip", "dinov2"], size: tuple[int, int], image_folder: Path
 ) -> None:
     width, height = size
     noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
@@ -101,7 +103,7 @@ def test_padding_makes_a_square_in_the_mean_colour_before_anything_else(
     plain = load_image_processor(None, family, 16)
     found = ImageReader(load_image_processor(None, family, 16, "pad"), image_folder).read("noise.png")
     # By hand, as LLaVA-1.5 pads: the picture in the middle, rounded towards the start.
-    mean = {"clip": (122, 116, 104), "siglip": (127, 127, 127)}[family]
+    mean = {"clip": (122, 116, 104), "siglip": (127, 127, 127), "dinov2": (123, 116, 103)}[family]
     side = max(size)
     square = Image.new("RGB", (side, side), mean)
     square.paste(Image.fromarray(noise), ((side - width) // 2, (side - height) // 2))

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from transformers import (
+    BitImageProcessorPil,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    Dinov2Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -56,7 +58,13 @@ _LLAMA3 = {
 
 
 def tower_config(tower: str) -> PreTrainedConfig:
-    """clip with what its family does not default to; siglip2 at a fixed resolution is SigLIP's encoder."""
+    """clip with what its family does not default to; siglip2 at a fixed resolution is SigLIP's encoder.
+
+    dinov2 with positions for 3 x 3 patches, which are interpolated to the 2 x 2 of the images.
+    """
+    if tower == "dinov2":
+        sizes = {name: size for name, size in _TOWER.items() if name != "intermediate_size"}
+        return Dinov2Config(**(sizes | {"image_size": 42}), mlp_ratio=2)
     if tower == "clip":
         return CLIPVisionConfig(**_TOWER, hidden_act="gelu", layer_norm_eps=1e-3)
     return SiglipVisionConfig(**_TOWER, vision_use_head=False)
@@ -85,7 +93,7 @@ def make_llava(tower: str, family: str) -> LlavaForConditionalGeneration:
         image_token_index=IMAGE_TOKEN_ID,
         image_seq_length=VISUAL_TOKENS,
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default" if tower == "clip" else "full",
+        vision_feature_select_strategy="default" if tower in ("clip", "dinov2") else "full",
         tie_word_embeddings=language.tie_word_embeddings,
     )
     model = LlavaForConditionalGeneration(config).eval()
@@ -97,11 +105,13 @@ def make_llava(tower: str, family: str) -> LlavaForConditionalGeneration:
 
 
 def write_llava(model: LlavaForConditionalGeneration, directory: Path, tokenizer: Any) -> Path:
-    """The model as transformers saves it, with its tokenizer, and for CLIP its image processing."""
+    """The model as transformers saves it, with its tokenizer, and for CLIP and DINOv2 its image processing."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    crop = {"height": 28, "width": 28}
+    if isinstance(model.config.vision_config, Dinov2Config):
+        BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(directory)
     if isinstance(model.config.vision_config, CLIPVisionConfig):
-        crop = {"height": 28, "width": 28}
         CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=crop).save_pretrained(directory)
     return directory
 

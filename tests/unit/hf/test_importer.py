@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, BitImageProcessorPil, Dinov2Model
 
 from megatron_sts.config import Recipe, load_recipe, read_run
-from megatron_sts.data import image_token_id
+from megatron_sts.data import image_token_id, load_image_processor
 from megatron_sts.errors import ConfigError, ConversionError
 from megatron_sts.hf import ImportOptions, export_checkpoint, import_llava, import_pair
+from megatron_sts.hf.read_config import read_vision_config, vision_architecture
 from megatron_sts.hf.training_checkpoint import TensorReader
+from megatron_sts.hf.verify import verify_export
 from megatron_sts.model.build import build_chunks
 from megatron_sts.parallel.groups import group_collection, start_groups
 from tests.ranks import run_ranks
-from tests.unit.hf.sources import VOCABULARY, nothing, recipe_of
+from tests.unit.hf.sources import VOCABULARY, nothing, recipe_of, tower_config
 from tests.unit.hf.tiny_llava import make_tokenizer
 
 
@@ -58,6 +61,58 @@ def test_the_report_says_what_became_of_every_tensor(sources: Path, pair: Path) 
     everything = set(load_file(sources / "llama" / "model.safetensors")) | vision
     assert {name.removeprefix("vision_model.") for name in named} == everything
     assert report["left_out"]["vision_model.head.probe"].startswith("pooling head")
+
+
+def test_a_dinov2_takes_images_of_the_size_its_processing_makes_or_the_recipe_asks_for(
+    sources: Path, tmp_path: Path
+) -> None:
+    """Positions for 3 x 3 patches; its own images have 2 x 2 (28 px), the recipe's 4 x 4 (56 px)."""
+    torch.manual_seed(0)
+    source = tmp_path / "dinov2"
+    encoder = Dinov2Model(tower_config("dinov2"))
+    encoder.save_pretrained(source)
+    crop = {"height": 28, "width": 28}
+    BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=crop, image_mean=[0.1] * 3).save_pretrained(source)
+    picture = Image.linear_gradient("L").convert("RGB")
+
+    import_pair(source, sources / "llama", tmp_path / "own", ImportOptions(), nothing)
+    recipe = read_run(tmp_path / "own").recipe
+    vision = recipe.architecture.vision
+    assert (vision.image_size, vision.pretrained_image_size, vision.ffn_hidden_size) == (28, 42, 48)
+    assert (recipe.architecture.visual_tokens, vision.feature_select) == (4, "default")
+    kept = load_image_processor(tmp_path / "own" / "vision", "dinov2", 28)
+    assert (kept.size["shortest_edge"], kept.image_mean[0]) == (32, 0.1)
+    reader = TensorReader(tmp_path / "own")
+    assert all(torch.equal(reader.read(f"vision.{name}"), tensor) for name, tensor in encoder.state_dict().items())
+
+    sizes = recipe.architecture.model_copy(update={"vision": vision.model_copy(update={"image_size": 56})})
+    asked = recipe.model_copy(update={"model": recipe.model.model_copy(update={"architecture": sizes})})
+    report = import_pair(source, sources / "llama", tmp_path / "larger", ImportOptions(recipe=asked), nothing)
+    assert any("makes images of 28 px, the recipe asks for 56" in warning for warning in report.warnings)
+    assert read_run(tmp_path / "larger").recipe.architecture.visual_tokens == 16
+    whole = load_image_processor(tmp_path / "larger" / "vision", "dinov2", 56)
+    assert (whole.size["shortest_edge"], whole.image_mean[0]) == (56, 0.485)
+
+    export_checkpoint(tmp_path / "larger", tmp_path / "model")
+    verification = verify_export(tmp_path / "model")
+    assert verification.logit_difference is None
+    processor = AutoProcessor.from_pretrained(tmp_path / "model", backend="pil")
+    batch = processor(text="USER: <image> yes", images=picture, return_tensors="pt")
+    assert (batch["input_ids"] == processor.image_token_id).sum() == 16
+
+    other = vision.model_copy(update={"pretrained_image_size": 56})
+    sizes = recipe.architecture.model_copy(update={"vision": other})
+    asked = recipe.model_copy(update={"model": recipe.model.model_copy(update={"architecture": sizes})})
+    with pytest.raises(ConversionError, match="pretrained_image_size is 56 in the recipe, 42 in the weights"):
+        import_pair(source, sources / "llama", tmp_path / "wrong", ImportOptions(recipe=asked), nothing)
+
+
+def test_a_dinov2_with_another_mlp_is_refused(tmp_path: Path) -> None:
+    config = tower_config("dinov2")
+    config.use_swiglu_ffn = True
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match="use_swiglu_ffn is True; only False"):
+        vision_architecture(read_vision_config(tmp_path), tmp_path / "config.json")
 
 
 def test_a_recipe_needs_the_checkpoint_alone(pair: Path, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def test_padding_is_on_the_left_and_has_a_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "select", "tokens"), [("clip", "default", 4), ("clip", "full", 5), ("siglip", "full", 4)]
+    ("family", "select", "tokens"),
+    [("clip", "default", 4), ("clip", "full", 5), ("siglip", "full", 4), ("dinov2", "default", 4)],
 )
 def test_a_picture_becomes_as_many_tokens_as_the_tower_yields(family: str, select: str, tokens: int) -> None:
     sizes = architecture(family)
@@ -55,7 +56,7 @@ def test_a_picture_becomes_as_many_tokens_as_the_tower_yields(family: str, selec
     assert batch["pixel_values"].shape == (1, 3, 28, 28)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
 def test_a_model_trained_on_padded_pictures_pads_at_inference(family: str, tmp_path: Path) -> None:
     sizes = architecture(family)
     (stage,) = make_recipe(sizes, None, None).stages[-1:]

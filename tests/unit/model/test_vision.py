@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPVisionModel, PreTrainedModel, SiglipVisionModel
+from transformers import CLIPVisionModel, Dinov2Model, PreTrainedModel, SiglipVisionModel
 
 from megatron_sts.config import Architecture, VisionArchitecture
 from megatron_sts.errors import ConfigError
@@ -14,7 +14,8 @@ from megatron_sts.parallel.device import prepare_device
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE
 
-ENCODERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+ENCODERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel, "dinov2": Dinov2Model}
+WITH_CLASS_TOKEN = ("clip", "dinov2")
 
 
 def sizes(family: str, feature_layer: int, feature_select: str | None = None) -> VisionArchitecture:
@@ -23,21 +24,25 @@ def sizes(family: str, feature_layer: int, feature_select: str | None = None) ->
         | {
             "family": family,
             "layers": 3,
+            # Of DINOv2, whose positions for 3 x 3 patches are interpolated to 4 x 4.
+            "pretrained_image_size": 42 if family == "dinov2" else None,
             "feature_layer": feature_layer,
-            "feature_select": feature_select or ("default" if family == "clip" else "full"),
+            "feature_select": feature_select or ("default" if family in WITH_CLASS_TOKEN else "full"),
         }
     )
 
 
 def make_encoder(vision: VisionArchitecture) -> PreTrainedModel:
     kind = ENCODERS[vision.family]
+    ratio = vision.ffn_hidden_size // vision.hidden_size
+    inner = {"mlp_ratio": ratio} if vision.family == "dinov2" else {"intermediate_size": vision.ffn_hidden_size}
     config = kind.config_class(
         hidden_size=vision.hidden_size,
-        intermediate_size=vision.ffn_hidden_size,
         num_hidden_layers=vision.layers,
         num_attention_heads=vision.attention_heads,
-        image_size=vision.image_size,
+        image_size=vision.pretrained_image_size or vision.image_size,
         patch_size=vision.patch_size,
+        **inner,
     )
     torch.manual_seed(3)
     encoder = kind(config).eval()
@@ -49,7 +54,9 @@ def make_encoder(vision: VisionArchitecture) -> PreTrainedModel:
 
 
 def encoder_layers(encoder: PreTrainedModel) -> torch.nn.ModuleList:
-    return next(module for name, module in encoder.named_modules() if name.endswith("encoder.layers"))
+    return next(
+        module for name, module in encoder.named_modules() if name.endswith(("encoder.layers", "encoder.layer"))
+    )
 
 
 @pytest.fixture
@@ -58,14 +65,14 @@ def pixels() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("feature_layer", [-4, -3, -2, -1, 0, 1, 2, 3])
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", list(ENCODERS))
 def test_features_are_the_hidden_states_of_the_feature_layer(family, feature_layer, pixels):
     vision = sizes(family, feature_layer)
     encoder = make_encoder(vision)
     with torch.no_grad():
         expected = encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[feature_layer]
         features = VisionTower(encoder, vision)(pixels)
-    assert torch.equal(features, expected[:, 1:] if family == "clip" else expected)
+    assert torch.equal(features, expected[:, 1:] if family in WITH_CLASS_TOKEN else expected)
     whole = Architecture.model_validate({"vision": vision.model_dump(), "language": ARCHITECTURE["language"]})
     assert features.shape == (2, whole.visual_tokens, vision.hidden_size)
 
@@ -81,7 +88,7 @@ def test_full_keeps_the_class_token(pixels):
     assert torch.equal(full[:, 1:], dropped)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", list(ENCODERS))
 def test_layers_after_the_feature_layer_never_run(family, pixels):
     vision = sizes(family, -2)
     encoder = make_encoder(vision)
@@ -97,6 +104,16 @@ def test_layers_after_the_feature_layer_never_run(family, pixels):
         assert not ran
 
 
+@pytest.mark.parametrize("family", list(ENCODERS))
+def test_what_is_never_run_is_not_trained_and_all_else_is(family, pixels):
+    vision = sizes(family, -2)
+    tower = VisionTower(make_encoder(vision).train(), vision)
+    tower.freeze_unused()
+    tower(pixels).square().sum().backward()
+    for name, parameter in tower.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), name
+
+
 def _built(vision: VisionArchitecture, directory: Path | None, seed: int = 0) -> dict[str, torch.Tensor]:
     prepare_device()
     tower = build_tower(vision, directory, torch.float32, seed)
@@ -104,7 +121,7 @@ def _built(vision: VisionArchitecture, directory: Path | None, seed: int = 0) ->
     return {name: value.numpy() for name, value in tower.encoder.state_dict().items()}
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", list(ENCODERS))
 def test_tower_of_a_directory_has_its_weights(tmp_path, family):
     vision = sizes(family, -2)
     encoder = make_encoder(vision)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPVisionConfig, SiglipVisionConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
 
 from megatron_sts.config import VisionArchitecture
 from megatron_sts.planning.memory import fp8_weight_bytes, part_parameters, rank_bytes, tower_parameters
@@ -36,11 +36,14 @@ def test_language_parameters_are_those_of_the_model(make, family, tied, groups, 
     assert part_parameters(recipe, 0)["projector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
 
 
-@pytest.mark.parametrize(("family", "configuration"), [("clip", CLIPVisionConfig), ("siglip", SiglipVisionConfig)])
+@pytest.mark.parametrize(
+    ("family", "configuration"), [("clip", CLIPVisionConfig), ("siglip", SiglipVisionConfig), ("dinov2", Dinov2Config)]
+)
 def test_tower_parameters_are_those_of_the_encoder(family, configuration):
     vision = VisionArchitecture(
         family=family,
         image_size=336,
+        pretrained_image_size=518 if family == "dinov2" else None,
         patch_size=14,
         hidden_size=1024,
         layers=24,
@@ -48,12 +51,13 @@ def test_tower_parameters_are_those_of_the_encoder(family, configuration):
         ffn_hidden_size=4096,
         feature_select="full",
     )
+    inner = {"mlp_ratio": 4, "use_mask_token": False} if family == "dinov2" else {"intermediate_size": 4096}
     config = configuration(
         hidden_size=1024,
-        intermediate_size=4096,
+        **inner,
         num_hidden_layers=24,
         num_attention_heads=16,
-        image_size=336,
+        image_size=vision.position_image_size,
         patch_size=14,
     )
     config.vision_use_head = False
@@ -61,7 +65,7 @@ def test_tower_parameters_are_those_of_the_encoder(family, configuration):
         encoder = AutoModel.from_config(config)
     assert tower_parameters(vision) == count(encoder)
     # Of 24 layers 23 run; the last one and the norm after it are not trained either.
-    (layers,) = (part for name, part in encoder.named_modules() if name.endswith("encoder.layers"))
+    (layers,) = (part for name, part in encoder.named_modules() if name.endswith(("encoder.layers", "encoder.layer")))
     assert tower_parameters(vision, used=True) == count(encoder) - count(layers[-1]) - 2 * 1024
 
 
