@@ -170,6 +170,10 @@ class SkipConfig(ConfigModel):
     parameters: Literal["frozen", "momentum"] = "frozen"
     """Weights of a skipped layer in that step: left as they are, or moved by the optimiser's momentum and decay; with
     tokens: visual every weight trains."""
+    ramp_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the stage's steps over which the rate rises linearly from 0 to what the schedule says."""
+    full_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps, evenly spread, that run all layers, whatever the schedule says."""
 
     @field_validator("skip_groups", "never_skip", mode="before")
     @classmethod
@@ -211,6 +215,8 @@ class CompressConfig(ConfigModel):
     """Side of a window of mean_pool, in patches; 2 where it is not given."""
     schedule: KeepScheduleConfig | None = None
     """Shares that change over the stage, instead of keep_ratio."""
+    full_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps, evenly spread, that keep all visual tokens; a full_share of skip as large names the same."""
 
     @model_validator(mode="before")
     @classmethod

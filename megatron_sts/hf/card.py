@@ -108,8 +108,8 @@ def _stage_row(stage: StageConfig) -> str:
 
 
 def _settings(settings: BaseModel) -> str:
-    """Every setting that has a value, under the recipe's own names."""
-    values = {name: value for name, value in settings.model_dump(mode="json").items() if value not in (None, [])}
+    """Every setting that does something, under the recipe's own names."""
+    values = {name: value for name, value in settings.model_dump(mode="json").items() if value not in (None, [], 0)}
     return ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )

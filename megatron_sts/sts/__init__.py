@@ -5,6 +5,7 @@ independent.py  which layers a step skips: one draw per layer, as in the paper
 balanced.py     which layers a step skips: the same number of every group, so that pipeline stages stay even
 groups.py       the groups of balanced selection, resolved once per run
 compression.py  how many visual tokens a step keeps, and random draws of them
+full_steps.py   which steps run all layers and keep all visual tokens
 plan.py         the StepPlan: what one training step skips and keeps
 flops.py        FLOPs per part of the model, dense and executed
 steps.py        how many steps a stage has

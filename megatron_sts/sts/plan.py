@@ -10,9 +10,10 @@ from typing import Protocol
 from megatron_sts.config import Recipe, SkipConfig, SkippedTokens, StageConfig
 from megatron_sts.sts.balanced import BalancedSelection
 from megatron_sts.sts.compression import Draws, kept_tokens, most_kept_tokens, scored_tokens
+from megatron_sts.sts.full_steps import is_full_step
 from megatron_sts.sts.groups import skippable_layers
 from megatron_sts.sts.independent import IndependentSelection
-from megatron_sts.sts.schedule import decay, peak_probabilities, uniform_indices
+from megatron_sts.sts.schedule import decay, peak_probabilities, ramp, uniform_indices
 from megatron_sts.sts.streams import stream
 
 
@@ -92,21 +93,35 @@ class StagePlanner:
         ]
         if skip.selection == "balanced":
             groups = skippable_layers(self._recipe, skip)
-            factors = [decay(self.progress(step, skip), skip) for step in range(self._total_steps)]
+            factors = [self._factor(step, skip) for step in range(self._total_steps)]
             return BalancedSelection(self._seed, name, groups, peaks, factors, most_skipped // len(groups))
 
         def probabilities(step: int) -> tuple[float, ...]:
-            factor = decay(self.progress(step, skip), skip)
+            factor = self._factor(step, skip)
             return tuple(factor * peak for peak in peaks)
 
         return IndependentSelection(self._seed, name, probabilities, most_skipped)
 
+    def _factor(self, step: int, skip: SkipConfig) -> float:
+        """The share of its peak that every skip probability has in a step."""
+        if is_full_step(self._seed, self.stage.name, skip.full_share, step):
+            return 0.0
+        return decay(self.progress(step, skip), skip) * ramp(step / self._total_steps, skip)
+
     def visual_tokens(self, step: int) -> int:
         """Visual tokens that an image keeps in a step; a schedule moves with the share of the steps that passed."""
+        if self._keeps_all(step):
+            return self._total_visual_tokens
         return kept_tokens(self.stage.compress, self._total_visual_tokens, step / self._total_steps)
+
+    def _keeps_all(self, step: int) -> bool:
+        compress = self.stage.compress
+        return compress is not None and is_full_step(self._seed, self.stage.name, compress.full_share, step)
 
     def most_visual_tokens(self) -> int:
         """The most visual tokens that an image keeps in any step, however long the stage is."""
+        if self.stage.compress is not None and self.stage.compress.full_share > 0:
+            return self._total_visual_tokens
         return most_kept_tokens(self.stage.compress, self._total_visual_tokens)
 
     def progress(self, step: int, skip: SkipConfig) -> float:
@@ -137,7 +152,7 @@ class StagePlanner:
             visual = self._handed_on(step, skipped, visual)
         compress, total = self.stage.compress, self._total_visual_tokens
         kept = uniform_indices(total, self.visual_tokens(step))
-        if compress is None:
+        if compress is None or self._keeps_all(step):
             return StepPlan(step, skipped, kept, total, layers_skipped_for_visual=visual)
         draws = Draws(self._seed, self.stage.name, step)
         return StepPlan(step, skipped, kept, total, compress.strategy, compress.window or 1, draws, visual)

@@ -51,6 +51,11 @@ def decay(progress: float, skip: SkipConfig) -> float:
     return (1.0 - progress) ** 2
 
 
+def ramp(passed: float, skip: SkipConfig) -> float:
+    """Share of what the schedule says that holds where a share of the stage's steps has passed: `skip.ramp_ratio`."""
+    return min(1.0, passed / skip.ramp_ratio) if skip.ramp_ratio else 1.0
+
+
 def kept_visual_tokens(visual_tokens: int, keep_ratio: float) -> int:
     """Visual tokens kept of one image: K = max(1, floor(N r + 0.5))."""
     if not 0.0 < keep_ratio <= 1.0:

@@ -256,3 +256,31 @@ def test_an_exempt_layer_takes_no_turn_of_another():
     )
     made = StagePlanner(recipe, recipe.stages[0], 500, 500)
     assert not any({0, 9} & made.plan(step).layers_skipped_for_visual for step in range(500))
+
+
+@pytest.mark.parametrize("schedule", ["sts", "constant", "pld"])
+@pytest.mark.parametrize("selection", ["independent", "balanced"])
+def test_the_rate_rises_linearly_over_its_ramp(schedule, selection):
+    skip = {"alpha": 0.4, "schedule": schedule, "selection": selection}
+    plain, ramped = planner(skip), planner(skip | {"ramp_ratio": 0.2})
+    for step in (0, 5, 10, 19, 20, 60, 99):
+        factor = min(1.0, step / 20)
+        expected = [factor * probability for probability in plain.skip_probabilities(step)]
+        assert ramped.skip_probabilities(step) == pytest.approx(expected, abs=1e-12)
+    assert not ramped.plan(0).skipped_layers
+
+
+def test_full_steps_run_all_layers_and_keep_all_visual_tokens():
+    skips = [
+        {"alpha": 0.5, "schedule": "constant", "full_share": 0.1},
+        {"tokens": "visual", "alpha": 0.5, "schedule": "constant", "full_share": 0.1},
+    ]
+    compress = {"strategy": "text_guided", "keep_ratio": 0.25, "full_share": 0.1}
+    made = planner(skips, compress)
+    drawn = [made.plan(step) for step in range(100)]
+    full = [plan for plan in drawn if plan == full_plan(16, plan.step)]
+    assert len(full) == 10 and {plan.step % 10 for plan in full} == {full[0].step % 10}
+    assert all(plan.visual_tokens == 4 and plan.strategy == "text_guided" for plan in drawn if plan not in full)
+    # Balanced draws: half of the layers in each of the other steps, as without full steps.
+    assert sum(len(plan.skipped_layers) for plan in drawn) == pytest.approx(90 * LAYERS / 2, abs=1)
+    assert made.most_visual_tokens() == 16
