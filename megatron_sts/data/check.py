@@ -156,14 +156,14 @@ def _lengths(
     refused = [(number, found) for number, found in enumerate(of_samples) if isinstance(found, str)]
     problems["cannot_be_encoded"] = [{"id": samples[number].id, "problem": found} for number, found in refused]
     counted = [(number, found) for number, found in enumerate(of_samples) if not isinstance(found, str)]
-    silent = [number for number, (_, _, supervised, _) in counted if supervised == 0]
+    silent = [number for number, (_, _, supervised, *_) in counted if supervised == 0]
     problems["without_supervision"] = [{"id": samples[number].id} for number in silent]
     out = {number for number, _ in refused} | set(silent)
     if not counted:
         return None, out
 
     numbers = [number for number, _ in counted]
-    index = SampleIndex(*np.array([found for _, found in counted], dtype=np.int32).T)
+    index = SampleIndex.from_rows(found for _, found in counted)
     before, after = index.lengths(text.visual_tokens), index.lengths(text.kept_tokens)
     long = np.flatnonzero(after > text.max_tokens).tolist()
     problems["over_long"] = [{"id": samples[numbers[position]].id, "tokens": int(after[position])} for position in long]

@@ -4,20 +4,23 @@ Every rank computes a step's padded length from these numbers, also those that l
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.encode import count_supervised, encode, lacks_guide
+from megatron_sts.data.encode import count_supervised, encode, image_token_id, lacks_guide
 from megatron_sts.data.pictures import resolve_image
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.templates import Template
 from megatron_sts.data.workers import Progress, in_workers
 from megatron_sts.errors import DataError
 from megatron_sts.records import Member
+
+Ranges = tuple[tuple[int, int], ...]
+"""Positions [start, end), ascending."""
 
 SHOWN_SAMPLES = 10
 
@@ -27,7 +30,7 @@ _MOST_WORKERS = 16
 
 @dataclass(frozen=True, slots=True)
 class SampleIndex:
-    """Per sample, int32 [n]."""
+    """Of n samples; int32 [n], but for `image_positions`."""
 
     text_tokens: np.ndarray
     """Tokens without the `<image>` tokens."""
@@ -36,6 +39,16 @@ class SampleIndex:
     """Tokens that carry a loss."""
     lacks_guide: np.ndarray
     """1 where there are images, but no human words to choose their visual tokens by; else 0."""
+    image_positions: np.ndarray
+    """int32 [sum of `images`]: place of each `<image>` among the tokens of its sample, one sample after another."""
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence[int]]) -> "SampleIndex":
+        """From what `measured` says of each sample."""
+        rows = list(rows)
+        counts = np.array([row[: len(COUNTS)] for row in rows], dtype=np.int32).reshape(-1, len(COUNTS))
+        places = [place for row in rows for place in row[len(COUNTS) :]]
+        return cls(*counts.T.copy(), np.array(places, dtype=np.int32))
 
     def __len__(self) -> int:
         return len(self.text_tokens)
@@ -43,11 +56,40 @@ class SampleIndex:
     def of(self, indices: Sequence[int] | np.ndarray) -> "SampleIndex":
         """The index of some of the samples, in the order asked for."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return SampleIndex(*(getattr(self, one.name)[chosen] for one in fields(self)))
+        counts = (getattr(self, name)[chosen] for name in COUNTS)
+        held = self.images[chosen].astype(np.int64)
+        firsts = (np.cumsum(self.images, dtype=np.int64) - self.images)[chosen]
+        # Of each image that is held its number here, less that of its sample's first one, plus that of it there.
+        shift = np.repeat(firsts - (np.cumsum(held) - held), held)
+        return SampleIndex(*counts, self.image_positions[np.arange(len(shift)) + shift])
+
+    def replaced(self, rows: Mapping[int, Sequence[int]]) -> "SampleIndex":
+        """The index with other figures, see `measured`, for some of the samples, by their number."""
+        new = SampleIndex.from_rows(rows.values())
+        order = np.arange(len(self))
+        order[list(rows)] = len(self) + np.arange(len(rows))
+        both = (np.concatenate([getattr(self, one.name), getattr(new, one.name)]) for one in fields(self))
+        return SampleIndex(*both).of(order)
 
     def lengths(self, visual_tokens: int) -> np.ndarray:
         """int64 [n]: positions each sample fills when an image takes `visual_tokens`."""
         return self.text_tokens.astype(np.int64) + self.images.astype(np.int64) * visual_tokens
+
+    def text_ranges(self, visual_tokens: int) -> list[Ranges]:
+        """Of each sample the positions [start, end) of its text when an image takes `visual_tokens`."""
+        ranges = []
+        passed = 0
+        for length, images in zip(self.lengths(visual_tokens).tolist(), self.images.tolist(), strict=True):
+            places = self.image_positions[passed : passed + images].tolist()
+            starts = [place + number * (visual_tokens - 1) for number, place in enumerate(places)]
+            bounds = zip([0, *(start + visual_tokens for start in starts)], [*starts, length], strict=True)
+            ranges.append(tuple((start, end) for start, end in bounds if start < end))
+            passed += images
+        return ranges
+
+
+COUNTS = tuple(one.name for one in fields(SampleIndex) if one.name != "image_positions")
+"""What SampleIndex has one number of for each sample."""
 
 
 def measure_samples(
@@ -65,15 +107,15 @@ def measure_samples(
             Of each kind the first ten and the number are listed.
     """
     measure = _Measure(template, tokenizer, system_prompt, None if images_root is None else images_root.resolve())
-    counts = np.zeros((len(samples), len(fields(SampleIndex))), dtype=np.int32)
+    rows: list[tuple[int, ...]] = []
     bad_images: list[str] = []
-    for number, (found, problem) in enumerate(in_workers(measure, samples, _workers_for(len(samples)), progress)):
+    for found, problem in in_workers(measure, samples, _workers_for(len(samples)), progress):
         if isinstance(found, str):
             raise DataError(found)
-        counts[number] = found
+        rows.append(found)
         if problem is not None:
             bad_images.append(problem)
-    index = SampleIndex(*counts.T.copy())
+    index = SampleIndex.from_rows(rows)
     silent = [repr(samples[number].id) for number in np.flatnonzero(index.supervised == 0).tolist()]
     problems = []
     if bad_images:
@@ -105,14 +147,16 @@ class _Measure:
 def measured(
     sample: Sample, template: Template, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
 ) -> tuple[int, ...] | str:
-    """What SampleIndex has of a sample, or why it cannot be encoded."""
+    """What SampleIndex has of a sample: its `COUNTS`, then the places of its images; or why it cannot be encoded."""
     try:
         encoded = encode(sample, template, tokenizer, system_prompt)
     except DataError as problem:
         return str(problem)
-    images = len(sample.images)
-    text_tokens = len(encoded.token_ids) - images
-    return text_tokens, images, count_supervised(encoded.labels), int(lacks_guide(sample))
+    places: list[int] = []
+    if sample.images:
+        places = np.flatnonzero(np.array(encoded.token_ids) == image_token_id(tokenizer)).tolist()
+    text_tokens = len(encoded.token_ids) - len(places)
+    return text_tokens, len(places), count_supervised(encoded.labels), int(lacks_guide(sample)), *places
 
 
 def _workers_for(samples: int) -> int:

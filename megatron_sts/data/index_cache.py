@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.index import SampleIndex, measure_samples
+from megatron_sts.data.index import COUNTS, SampleIndex, measure_samples
 from megatron_sts.data.lengths import Fitted, OverLong, fit_lengths
 from megatron_sts.data.stored_samples import StoredSamples, read_samples
 from megatron_sts.data.templates import Template
@@ -26,8 +26,8 @@ from megatron_sts.records import RecordPlaces, content_key
 logger = logging.getLogger(__name__)
 
 # Raised by whoever changes what an index holds or how it is counted.
-_VERSION = 2
-_LENGTHS = tuple(one.name for one in fields(SampleIndex))
+_VERSION = 3
+_ARRAYS = tuple(one.name for one in fields(SampleIndex))
 # What numpy and zipfile raise on a file that is cut off or overwritten.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
@@ -135,19 +135,22 @@ def _load(path: Path, source: Path, key: str) -> MeasuredRecords | None:
                 return None
             arrays = {name: stored[name] for name in stored.files}
         places = RecordPlaces.from_arrays(source, arrays)
-        lengths = [arrays[name] for name in _LENGTHS]
+        index = SampleIndex(*(arrays[name] for name in _ARRAYS))
     except _DAMAGE as error:
         logger.warning("the index cache %s is damaged (%s); building it again", path, error)
         return None
-    if any(array.shape != (len(places),) or array.dtype != np.int32 for array in lengths):
+    shapes = {getattr(index, name).shape for name in COUNTS}
+    images = (int(index.images.sum()),)
+    is_whole = shapes == {(len(places),)} and index.image_positions.shape == images
+    if not is_whole or any(arrays[name].dtype != np.int32 for name in _ARRAYS):
         logger.warning("the index cache %s holds no index; building it again", path)
         return None
-    return MeasuredRecords(places, SampleIndex(*lengths))
+    return MeasuredRecords(places, index)
 
 
 def _save(path: Path, key: str, found: MeasuredRecords) -> None:
     temporary: str | None = None
-    arrays: dict[str, Any] = {name: getattr(found.index, name) for name in _LENGTHS} | found.places.arrays()
+    arrays: dict[str, Any] = {name: getattr(found.index, name) for name in _ARRAYS} | found.places.arrays()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside its final place: a rename is atomic within one file system only.

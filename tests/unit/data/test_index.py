@@ -37,15 +37,32 @@ def test_counts_by_hand(word_tokenizer: PreTrainedTokenizerFast, make_sample: Ma
     assert index.supervised.tolist() == [3, 2, 2]
     assert len(index) == 3
     assert index.lacks_guide.tolist() == [0, 0, 1]
+    assert index.image_positions.tolist() == [3, 3, 5]
     assert calls == [(3, 3)]
     assert all(array.dtype == np.int32 for array in (index.text_tokens, index.images, index.supervised))
 
 
 def test_lengths_grow_with_the_visual_tokens() -> None:
-    index = SampleIndex(*(np.array(values, dtype=np.int32) for values in ([5, 6], [2, 0], [1, 1], [0, 0])))
+    index = SampleIndex.from_rows([(5, 2, 1, 0, 1, 4), (6, 0, 1, 0)])
     assert index.lengths(1).tolist() == [7, 6]
     assert index.lengths(576).tolist() == [1157, 6]
     assert index.of([1, 0, 1]).lengths(576).tolist() == [6, 1157, 6]
+
+
+def test_text_lies_around_the_images() -> None:
+    # An image first, two neighbours in the middle, one at the end, none.
+    rows = [(3, 1, 1, 0, 0), (4, 2, 1, 0, 2, 3), (2, 1, 1, 0, 2), (5, 0, 1, 0)]
+    index = SampleIndex.from_rows(rows)
+    expected = [((10, 13),), ((0, 2), (22, 24)), ((0, 2),), ((0, 5),)]
+    assert index.text_ranges(10) == expected
+    assert index.text_ranges(1) == [((1, 4),), ((0, 2), (4, 6)), ((0, 2),), ((0, 5),)]
+    chosen = [2, 1, 1, 3, 0, 3]
+    assert index.of(chosen).text_ranges(10) == [expected[number] for number in chosen]
+    assert index.of([]).text_ranges(10) == []
+    assert index.replaced({}).text_ranges(10) == expected
+    changed = index.replaced({3: (6, 1, 2, 0, 3), 1: (4, 0, 1, 0)})
+    assert changed.text_ranges(10) == [expected[0], ((0, 4),), expected[2], ((0, 3), (13, 16))]
+    assert changed.supervised.tolist() == [1, 1, 1, 2]
 
 
 def test_lengths_and_supervised_tokens_are_those_of_the_batch(
@@ -56,6 +73,10 @@ def test_lengths_and_supervised_tokens_are_those_of_the_batch(
     encoded = encode(sample, VICUNA, tokenizer)
     length = int(index.lengths(7)[0])
     batch = collate([RawItem(encoded, None)], 7, length, image_token_id(tokenizer), 0)
+    is_text = np.zeros(length, dtype=bool)
+    for start, end in index.text_ranges(7)[0]:
+        is_text[start:end] = True
+    assert is_text.tolist() == (batch.tokens[0] != image_token_id(tokenizer)).tolist()
     assert (batch.labels != -100).sum().item() == index.supervised[0]
 
 

@@ -25,8 +25,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def numbers(data: Path, *values: int) -> MeasuredRecords:
-    array = np.array(values, dtype=np.int32)
-    return MeasuredRecords(find_records(data), SampleIndex(array, array + 1, array + 2, array + 3))
+    rows = [(value, value + 1, value + 2, value + 3, *range(value + 1)) for value in values]
+    return MeasuredRecords(find_records(data), SampleIndex.from_rows(rows))
 
 
 class Builder:
@@ -42,7 +42,7 @@ class Builder:
 
 
 def same(one: MeasuredRecords, other: MeasuredRecords) -> bool:
-    names = ("text_tokens", "images", "supervised", "lacks_guide")
+    names = ("text_tokens", "images", "supervised", "lacks_guide", "image_positions")
     return (
         [one.places.read(number) for number in range(3)] == [other.places.read(number) for number in range(3)]
     ) and all(np.array_equal(getattr(one.index, name), getattr(other.index, name)) for name in names)

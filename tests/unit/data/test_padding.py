@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from megatron_sts.data import SampleIndex
@@ -13,8 +12,7 @@ from tests.tiny import tiny_recipe
 
 
 def index(*text_tokens: int) -> SampleIndex:
-    tokens = np.array(text_tokens, dtype=np.int32)
-    return SampleIndex(tokens, tokens * 0, tokens, tokens * 0)
+    return SampleIndex.from_rows((tokens, 0, tokens, 0) for tokens in text_tokens)
 
 
 def test_shares_by_hand(tmp_path: Path) -> None:
