@@ -48,7 +48,8 @@ class SampleIndex:
         rows = list(rows)
         counts = np.array([row[: len(COUNTS)] for row in rows], dtype=np.int32).reshape(-1, len(COUNTS))
         places = [place for row in rows for place in row[len(COUNTS) :]]
-        return cls(*counts.T.copy(), np.array(places, dtype=np.int32))
+        named = dict(zip(COUNTS, counts.T.copy(), strict=True))
+        return cls(**named, image_positions=np.array(places, dtype=np.int32))
 
     def __len__(self) -> int:
         return len(self.text_tokens)
@@ -56,12 +57,12 @@ class SampleIndex:
     def of(self, indices: Sequence[int] | np.ndarray) -> "SampleIndex":
         """The index of some of the samples, in the order asked for."""
         chosen = np.asarray(indices, dtype=np.int64)
-        counts = (getattr(self, name)[chosen] for name in COUNTS)
+        counts = {name: getattr(self, name)[chosen] for name in COUNTS}
         held = self.images[chosen].astype(np.int64)
         firsts = (np.cumsum(self.images, dtype=np.int64) - self.images)[chosen]
         # Of each image that is held its number here, less that of its sample's first one, plus that of it there.
         shift = np.repeat(firsts - (np.cumsum(held) - held), held)
-        return SampleIndex(*counts, self.image_positions[np.arange(len(shift)) + shift])
+        return SampleIndex(**counts, image_positions=self.image_positions[np.arange(len(shift)) + shift])
 
     def replaced(self, rows: Mapping[int, Sequence[int]]) -> "SampleIndex":
         """The index with other figures, see `measured`, for some of the samples, by their number."""
