@@ -12,7 +12,8 @@ LLaVA json / jsonl / webdataset shards
     |  lengths         samples that are too long: cut or left out
     |  sampler         which samples a step takes, a pure function
     |  images          decoded and processed pixels                 pictures, images, pixel_cache
-    |  loader          the above, micro-batch by micro-batch
+    |  raw_items       the above, for the samples of one micro-batch
+    |  loader          micro-batch by micro-batch, ahead of the training loop
     v
   raw micro-batch      list of RawItem: Encoded, pixels, number of the sample, words to choose visual tokens by
     |  collate         image slots expanded, labels shifted, padded to the step's length
@@ -41,6 +42,7 @@ from megatron_sts.data.llava_json import sample_of_record
 from megatron_sts.data.loader import MicroBatchLoader
 from megatron_sts.data.packing import cut_by_length, with_tail
 from megatron_sts.data.pixel_cache import PixelCache
+from megatron_sts.data.raw_items import RawItems
 from megatron_sts.data.sample import IMAGE_TOKEN, Picture, Sample, Turn, placed_images
 from megatron_sts.data.sampler import LengthGroups, StepSampler, rank_slice
 from megatron_sts.data.stored_samples import BadRecord, StoredSamples, read_samples, scan_records
@@ -63,6 +65,7 @@ __all__ = [
     "Picture",
     "PixelCache",
     "RawItem",
+    "RawItems",
     "Sample",
     "SampleIndex",
     "Segment",

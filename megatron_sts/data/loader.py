@@ -7,26 +7,19 @@ order.
 """
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.collate import Batch, RawItem, collate
-from megatron_sts.data.encode import encode, encode_guide, image_token_id, pad_token_id
-from megatron_sts.data.images import ImageReader
+from megatron_sts.data.collate import Batch
+from megatron_sts.data.encode import image_token_id
 from megatron_sts.data.packing import MicroBatchesOfStep
-from megatron_sts.data.pixel_cache import PixelCache
-from megatron_sts.data.sample import Sample
+from megatron_sts.data.raw_items import RawItems, RawMicroBatch
 from megatron_sts.data.sampler import StepSampler, rank_slice
-from megatron_sts.data.templates import Template
 from megatron_sts.errors import DataError, MegatronStsError
-from megatron_sts.parallel.device import has_gpu
 from megatron_sts.stop_signals import STOP_SIGNALS
-
-RawMicroBatch = list[RawItem]
 
 
 class MicroBatchLoader:
@@ -34,12 +27,9 @@ class MicroBatchLoader:
     last not included.
 
     Args:
-        reader: reads the pictures; None where this rank needs tokens and labels only.
+        items: reads the samples.
         workers: processes that load ahead; 0 loads in this one.
-        cache_bytes: memory for decoded pictures, over all workers together; 0 decodes again in every epoch.
-        guided: whether the words of the human turns go along, to choose visual tokens by.
         packed: where samples are packed, which of them form the micro-batches of a step; None: `micro` neighbours each.
-        own_images: of so many images of a micro-batch those that this rank reads; by default all.
         multiple: what packed samples' lengths are padded to a multiple of.
 
     Raises:
@@ -49,47 +39,26 @@ class MicroBatchLoader:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
-        template: Template,
-        tokenizer: PreTrainedTokenizerBase,
-        system_prompt: str | None,
-        reader: ImageReader | None,
+        items: RawItems,
         sampler: StepSampler,
         data_rank: int,
         data_size: int,
         micro: int,
         last_step: int,
         workers: int = 0,
-        cache_bytes: int = 0,
-        guided: bool = False,
         packed: MicroBatchesOfStep | None = None,
-        own_images: Callable[[int], range] = range,
         multiple: int = 1,
     ) -> None:
-        assert sampler.count == len(samples)
-        self._image_token_id = image_token_id(tokenizer)
-        self._pad_token_id = pad_token_id(tokenizer)
+        assert sampler.count == len(items)
+        # Refused here, before any step.
+        image_token_id(items.tokenizer)
+        self._items = items
         self._packed = packed is not None
         self._multiple = multiple
         self._micro_batches = len(rank_slice(list(range(sampler.global_batch)), data_rank, data_size, micro))
         self._numbers = _Numbers(0, last_step, self._micro_batches)
         self._next_step = 0
-        dataset = _MicroBatches(
-            samples,
-            template,
-            tokenizer,
-            system_prompt,
-            reader,
-            sampler,
-            data_rank,
-            data_size,
-            micro,
-            # Every worker holds a cache of its own.
-            PixelCache(cache_bytes // max(1, workers)),
-            guided,
-            packed,
-            own_images,
-        )
+        dataset = _MicroBatches(items, sampler, data_rank, data_size, micro, packed)
         self._loader: DataLoader[RawMicroBatch | MegatronStsError] = DataLoader(
             dataset,
             sampler=self._numbers,
@@ -145,9 +114,8 @@ class MicroBatchLoader:
 
     def to_batches(self, step: list[RawMicroBatch], visual_tokens: int, length: int) -> list[Batch]:
         """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
-        ids = (self._image_token_id, self._pad_token_id)
-        pinned = has_gpu()
-        return [collate(items, visual_tokens, length, *ids, self._packed, pinned, self._multiple) for items in step]
+        shape = (visual_tokens, length, self._packed, self._multiple)
+        return [self._items.batch(items, *shape) for items in step]
 
 
 @dataclass
@@ -169,19 +137,12 @@ class _Numbers(Sampler[int]):
 class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
     """One rank's micro-batches, numbered through all steps from step 0 on."""
 
-    samples: Sequence[Sample]
-    template: Template
-    tokenizer: PreTrainedTokenizerBase
-    system_prompt: str | None
-    reader: ImageReader | None
+    items: RawItems
     sampler: StepSampler
     data_rank: int
     data_size: int
     micro: int
-    cache: PixelCache
-    guided: bool
     packed: MicroBatchesOfStep | None
-    own_images: Callable[[int], range]
 
     def __getitem__(self, number: int) -> RawMicroBatch | MegatronStsError:
         step, micro_batch = divmod(number, self.sampler.global_batch // (self.micro * self.data_size))
@@ -190,37 +151,10 @@ class _MicroBatches(Dataset[RawMicroBatch | MegatronStsError]):
         else:
             own = rank_slice(self.sampler.samples_of_step(step), self.data_rank, self.data_size, self.micro)
         try:
-            return self._items(own[micro_batch])
+            return self.items.read(own[micro_batch])
         except MegatronStsError as error:
             # Raised in a worker, it would reach the user wrapped in that process's traceback.
             return error
-
-    def _items(self, indices: Sequence[int]) -> RawMicroBatch:
-        samples = [self.samples[index] for index in indices]
-        share = self.own_images(sum(len(sample.images) for sample in samples))
-        items: RawMicroBatch = []
-        first = 0
-        for index, sample in zip(indices, samples, strict=True):
-            is_own = [number in share for number in range(first, first + len(sample.images))]
-            items.append(self._item(int(index), sample, is_own))
-            first += len(sample.images)
-        return items
-
-    def _item(self, index: int, sample: Sample, is_own: Sequence[bool]) -> RawItem:
-        encoded = encode(sample, self.template, self.tokenizer, self.system_prompt)
-        guide = encode_guide(sample, self.tokenizer) if self.guided else []
-        reader = self.reader
-        if reader is None:
-            return RawItem(encoded, None, index, guide)
-        try:
-            pictures = [
-                self.cache.get(picture, reader.read) if own else None
-                for picture, own in zip(sample.images, is_own, strict=True)
-            ]
-        except DataError as error:
-            pictures = [reader.blank() if own else None for own in is_own]
-            return RawItem(encoded, pictures, index, guide, problem=str(error)).blank()
-        return RawItem(encoded, pictures, index, guide)
 
 
 def _unchanged(item: RawMicroBatch | MegatronStsError) -> RawMicroBatch | MegatronStsError:

@@ -1,6 +1,7 @@
 """Transformer Engine's FP8 state: every layer registered before the first step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -14,9 +15,16 @@ def register_fp8_layers(chunks: Iterable[Module], forward: Callable[[], object])
     first step, it would join later than others, on a resumed run in another order. forward: a pass without gradients
     in which every layer runs. Contract: called once, after a saved state was loaded and before the first step.
     """
+    with fp8_state_kept(chunks):
+        forward()
+
+
+@contextmanager
+def fp8_state_kept(chunks: Iterable[Module]) -> Iterator[None]:
+    """Leave the layers' FP8 state as it was: the histories of delayed scaling, which every forward pass moves."""
     modules: list[Any] = [module for chunk in chunks for module in chunk.modules() if hasattr(module, "fp8_meta")]
     saved = [module.get_extra_state() for module in modules]
-    forward()
+    yield
     for module, state in zip(modules, saved, strict=True):
         if isinstance(state, Tensor) and state.numel():
             module.set_extra_state(state)

@@ -17,6 +17,8 @@ from megatron_sts.data import (
     ImageReader,
     LengthGroups,
     MicroBatchLoader,
+    PixelCache,
+    RawItems,
     StepSampler,
     cut_by_length,
     find_template,
@@ -196,7 +198,8 @@ class StageData:
             plan = self.planner.plan(step)
             yield loader.to_batches(settled, plan.visual_tokens, self.shape(plan).length)
 
-    def _loader(self, place: Place, first_step: int) -> MicroBatchLoader:
+    def raw_items(self, place: Place) -> RawItems:
+        """Reads the stage's samples on this rank: pictures where it holds the tower, those that its tower sees."""
         stage, vision = self._stage, self._recipe.architecture.vision
         reader = None
         if place.first_stage and stage.data.has_images:
@@ -204,22 +207,29 @@ class StageData:
                 self._recipe.model.vision, vision.family, vision.image_size, stage.data.image_aspect_ratio
             )
             reader = ImageReader(processor, stage.data.images)
-        loader = MicroBatchLoader(
+        return RawItems(
             self.samples,
             self._template,
             self.tokenizer,
             stage.data.system_prompt,
             reader,
+            # Every worker holds a cache of its own.
+            PixelCache(_CACHED_PIXELS_BYTES // max(1, stage.data.workers)),
+            self._guided,
+            place.own_images,
+        )
+
+    def _loader(self, place: Place, first_step: int) -> MicroBatchLoader:
+        stage = self._stage
+        loader = MicroBatchLoader(
+            self.raw_items(place),
             self.sampler,
             place.data_rank,
             place.data_size,
             stage.batch.micro,
             self.total_steps,
             stage.data.workers,
-            _CACHED_PIXELS_BYTES,
-            guided=self._guided,
             packed=self.micro_batches if stage.data.packing else None,
-            own_images=place.own_images,
             multiple=self._multiple,
         )
         loader.load_state_dict({"step": first_step})

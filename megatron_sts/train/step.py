@@ -178,6 +178,11 @@ class TrainStep:
             forward_only=True,
         )
 
+    @property
+    def modules(self) -> list[SkippingDataParallel]:
+        """This rank's model chunks as the schedules call them."""
+        return self._wrapped
+
     def gather_weights(self) -> None:
         """Make this rank's weights whole where their gathering was left to the next forward pass."""
         for ddp in self._wrapped:

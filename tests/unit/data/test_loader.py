@@ -18,6 +18,8 @@ from megatron_sts.data import (
     TEMPLATES,
     ImageReader,
     MicroBatchLoader,
+    PixelCache,
+    RawItems,
     Sample,
     StepSampler,
     Turn,
@@ -45,12 +47,10 @@ def make_loader(
     samples: list[Sample], word_tokenizer: PreTrainedTokenizerFast, image_folder: Path
 ) -> Callable[..., MicroBatchLoader]:
     def make(**changes: Any) -> MicroBatchLoader:
+        reader = changes.pop("reader", ImageReader(load_image_processor(None, "siglip", 8), image_folder))
+        cache, share = PixelCache(changes.pop("cache_bytes", 0)), changes.pop("own_images", range)
         arguments: dict[str, Any] = {
-            "samples": samples,
-            "template": VICUNA,
-            "tokenizer": word_tokenizer,
-            "system_prompt": "",
-            "reader": ImageReader(load_image_processor(None, "siglip", 8), image_folder),
+            "items": RawItems(samples, VICUNA, word_tokenizer, "", reader, cache, own_images=share),
             "sampler": StepSampler(count=8, global_batch=4, seed=1),
             "data_rank": 0,
             "data_size": 1,
