@@ -3,4 +3,4 @@
 import signal
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, Slurm's and Kubernetes' end, and the warning before it. Contract: examples/launch/agent.py hands them on."""
+"""Ctrl-C, Slurm's and Kubernetes' end, and the warning before it. megatron_sts/launch/agent.py hands them on."""

@@ -1,5 +1,7 @@
-"""The versions of torch and megatron-core that the package works with."""
+"""The versions of torch and megatron-core that the package works with, and those that are installed."""
 
+import contextlib
+import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
@@ -8,6 +10,7 @@ from megatron_sts.errors import ConfigError
 
 # Contract: setup.py asks pip for the same.
 OLDEST = {"torch": (2, 10), "megatron-core": (0, 16, 1)}
+_REPORTED = ("megatron_sts", "torch", "megatron-core", "transformers", "transformer_engine")
 
 
 def check_versions() -> None:
@@ -24,6 +27,15 @@ def check_versions() -> None:
             raise ConfigError(f"{package} is not installed; megatron_sts needs {wanted}: {remedy}") from None
         if _release(found) < oldest:
             raise ConfigError(f"{package} is version {found}; megatron_sts needs {wanted}: {remedy}")
+
+
+def installed_versions() -> dict[str, str]:
+    """Of Python, this package and those it stands on, as far as they are installed."""
+    versions = {"python": platform.python_version()}
+    for name in _REPORTED:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _release(text: str) -> tuple[int, ...]:

@@ -11,17 +11,16 @@ talk on standard error.
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from megatron_sts.arguments import positive
+from megatron_sts.command import command
 from megatron_sts.config import Recipe, check_world, load_recipe
-from megatron_sts.errors import ConfigError, MegatronStsError
+from megatron_sts.errors import ConfigError
 from megatron_sts.heavy_imports import before_heavy_imports
-from megatron_sts.rank_errors import tell_error
 from megatron_sts.train.comparison import (
     Comparison,
     check_comparison,
@@ -60,20 +59,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Start the ranks, or be one; returns the exit code."""
     options = parse(arguments)
     before_heavy_imports()
-    try:
-        check_versions()
-        recipe = load_recipe(options.config, options.overrides, check_files=False)
-        if _RESULT in os.environ:
-            run_rank(recipe, options)
-            return 0
-        return start_ranks(recipe, options, sys.argv[1:] if arguments is None else arguments)
-    except MegatronStsError as error:
-        tell_error(error)
-        return 2
+    check_versions()
+    recipe = load_recipe(options.config, options.overrides, check_files=False)
+    if _RESULT in os.environ:
+        run_rank(recipe, options)
+        return 0
+    return start_ranks(recipe, options, sys.argv[1:] if arguments is None else arguments)
 
 
 def comparison_of(recipe: Recipe, options: argparse.Namespace) -> Comparison:
@@ -117,21 +113,18 @@ def start_ranks(recipe: Recipe, options: argparse.Namespace, arguments: list[str
     parallel = recipe.parallel
     ranks = parallel.tensor * parallel.pipeline * parallel.context * options.data_parallel
     check_world(recipe, ranks)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(ranks), str(Path(__file__).resolve()), *arguments]
-    # Ranks on one machine's cores share them out.
-    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    environment = {"OMP_NUM_THREADS": str(threads)}
-    if shutil.which("nvidia-smi") is None:
-        # On a CPU megatron-core's small fused functions take longer to compile than they save.
-        environment["TORCH_COMPILE_DISABLE"] = "1"
-    environment |= os.environ
+    launcher = [sys.executable, str(Path(__file__).with_name("launch.py")), "--standalone"]
+    ranks_command = [*launcher, "--nproc-per-node", str(ranks), str(Path(__file__).resolve()), *arguments]
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory) / "result.json"
-        done = subprocess.run(command, env=environment | {_RESULT: str(result)}, stdout=sys.stderr, check=False)
-        if done.returncode != 0 or not result.is_file():
-            print("error: the ranks did not end well, see above", file=sys.stderr)
-            return done.returncode or 1
+        with subprocess.Popen(ranks_command, env=os.environ | {_RESULT: str(result)}, stdout=sys.stderr) as running:
+            try:
+                code = running.wait()
+            except KeyboardInterrupt:
+                # The terminal has told the launcher too, which ends its ranks.
+                code = running.wait()
+        if code != 0:
+            return code if code > 0 else 128 - code
         text = result.read_text()
     print(_TABLES.get(options.suite, table)(json.loads(text)), file=sys.stderr)
     print(text)

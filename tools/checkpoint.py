@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -11,20 +10,17 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from megatron_sts.arguments import positive
+from megatron_sts.command import command
 from megatron_sts.config import ListedCheckpoint, list_checkpoints, prune
-from megatron_sts.errors import MegatronStsError
 
 
+@command
 def main() -> int:
-    """Parse, look, print; 1 where a checkpoint is not whole, 2 on an error of the user's."""
+    """Parse, look, print; 1 where a checkpoint is not whole."""
     arguments = _parser().parse_args()
-    try:
-        if arguments.command == "prune":
-            return _prune(arguments)
-        listed = list_checkpoints(arguments.directory, hashes=arguments.command == "verify")
-    except MegatronStsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.command == "prune":
+        return _prune(arguments)
+    listed = list_checkpoints(arguments.directory, hashes=arguments.command == "verify")
     if arguments.json:
         print(json.dumps([_record(checkpoint) for checkpoint in listed], indent=1))
     else:
@@ -100,6 +96,4 @@ def _age(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    # Into `head`, say: the end of who reads ends this, without a word.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from megatron_sts.arguments import DTYPES
+from megatron_sts.command import command
 from megatron_sts.config import load_recipe
-from megatron_sts.errors import ConversionError, MegatronStsError
+from megatron_sts.errors import ConversionError
 from megatron_sts.heavy_imports import before_heavy_imports
 
 
@@ -120,15 +121,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
     before_heavy_imports()
-    try:
-        options.run(options)
-    except MegatronStsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options.run(options)
     return 0
 
 

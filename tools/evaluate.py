@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from megatron_sts.arguments import DTYPES, QUESTION_FORMATS, positive
-from megatron_sts.errors import MegatronStsError
+from megatron_sts.command import command
+from megatron_sts.exit_codes import INTERRUPTED
 from megatron_sts.heavy_imports import before_heavy_imports
 
 
@@ -36,6 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
@@ -60,15 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
                 batch_size=options.batch_size,
                 progress=progress,
             )
-    except MegatronStsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         kept = "nothing is kept without --predictions"
         if options.predictions is not None:
             kept = f"the answers so far are in {options.predictions}; the same command goes on from there"
         print(f"interrupted: {kept}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     if options.json:
         print(json.dumps(result))
     else:

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from megatron_sts.arguments import DTYPES, positive
-from megatron_sts.errors import DataError, MegatronStsError
+from megatron_sts.command import command
+from megatron_sts.errors import DataError
 from megatron_sts.heavy_imports import before_heavy_imports
 
 
@@ -55,15 +56,12 @@ def answers(options: argparse.Namespace) -> list[str]:
         return generator.generate(requests, root, options.max_new_tokens, options.batch_size, progress)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
     before_heavy_imports()
-    try:
-        found = answers(options)
-    except MegatronStsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = answers(options)
     for image, answer in zip(options.image or [None], found, strict=True):
         if options.json:
             print(json.dumps({"image": None if image is None else str(image), "text": answer}, ensure_ascii=False))

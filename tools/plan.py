@@ -2,18 +2,18 @@
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 
 from megatron_sts.arguments import positive
+from megatron_sts.command import command
 from megatron_sts.config import load_recipe
-from megatron_sts.errors import MegatronStsError
 from megatron_sts.planning import forecast, forecast_record, forecast_text, step_records
 
 
+@command
 def main() -> int:
-    """Parse, plan, print; 2 on an error of the user's."""
+    """Parse, plan, print."""
     parser = argparse.ArgumentParser(description="What a recipe skips, saves, takes and holds, from the recipe alone.")
     parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
     parser.add_argument(
@@ -27,25 +27,19 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw skip probabilities and pipeline load")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. parallel.pipeline=4")
     arguments = parser.parse_intermixed_args()
-    try:
-        recipe = load_recipe(arguments.config, arguments.overrides, check_files=False)
-        if arguments.dump_steps:
-            for record in step_records(recipe, arguments.dump_steps, arguments.data_parallel):
-                print(json.dumps(record))
-            return 0
-        found = forecast(recipe, arguments.data_parallel)
-        if arguments.plot:
-            from megatron_sts.planning.plot import plot_forecast
+    recipe = load_recipe(arguments.config, arguments.overrides, check_files=False)
+    if arguments.dump_steps:
+        for record in step_records(recipe, arguments.dump_steps, arguments.data_parallel):
+            print(json.dumps(record))
+        return 0
+    found = forecast(recipe, arguments.data_parallel)
+    if arguments.plot:
+        from megatron_sts.planning.plot import plot_forecast
 
-            plot_forecast(found, arguments.plot)
-        print(json.dumps(forecast_record(found), indent=1) if arguments.json else forecast_text(found))
-    except MegatronStsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        plot_forecast(found, arguments.plot)
+    print(json.dumps(forecast_record(found), indent=1) if arguments.json else forecast_text(found))
     return 0
 
 
 if __name__ == "__main__":
-    # Into `head`, say: the end of who reads ends this, without a word.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -17,22 +17,19 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 # The tokenizer's threads and the worker processes would get in each other's way.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from megatron_sts.arguments import positive
+from megatron_sts.command import command
 from megatron_sts.config import DataConfig, load_recipe
-from megatron_sts.data import find_template
-from megatron_sts.data.check import TextSettings, check_data
-from megatron_sts.data.check_stage import check_stage_data, stages_to_check
-from megatron_sts.data.check_text import check_text
-from megatron_sts.data.pack import pack
-from megatron_sts.data.workers import StartProgress
-from megatron_sts.errors import ConfigError, MegatronStsError
-from megatron_sts.evaluation.progress import shown_if_long, shown_progress
+from megatron_sts.errors import ConfigError
 from megatron_sts.heavy_imports import before_heavy_imports
+
+if TYPE_CHECKING:
+    from megatron_sts.data.workers import StartProgress
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -81,8 +78,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def reports(options: argparse.Namespace, progress: StartProgress) -> list[dict[str, Any]]:
+def reports(options: argparse.Namespace, progress: "StartProgress") -> list[dict[str, Any]]:
     """One report for each stage that is checked, or one."""
+    # Takes seconds: not before the options are known to be right.
+    from megatron_sts.data import find_template
+    from megatron_sts.data.check import TextSettings, check_data
+    from megatron_sts.data.check_stage import check_stage_data, stages_to_check
+
     decodes, workers = not options.no_decode, max(0, options.workers)
     if options.config is not None:
         recipe = load_recipe(options.config, options.overrides, check_files=False)
@@ -96,7 +98,6 @@ def reports(options: argparse.Namespace, progress: StartProgress) -> list[dict[s
         ]
     text = None
     if options.tokenizer is not None:
-        # Not at the top: it takes seconds, and the other forms do without.
         from megatron_sts.hf.read_config import read_vision_config, vision_architecture
         from megatron_sts.hf.tokenizer import read_tokenizer
 
@@ -109,6 +110,9 @@ def reports(options: argparse.Namespace, progress: StartProgress) -> list[dict[s
 
 def pack_shards(options: argparse.Namespace) -> None:
     """Pack the data and say what was written."""
+    from megatron_sts.data.pack import pack
+    from megatron_sts.evaluation.progress import shown_progress
+
     with shown_progress("packing") as progress:
         packed = pack(options.data, options.images, options.output, int(options.shard_size * 1e6), progress)
     print(
@@ -117,22 +121,19 @@ def pack_shards(options: argparse.Namespace) -> None:
     )
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parse(arguments)
     before_heavy_imports()
-    try:
-        if options.command == "pack":
-            pack_shards(options)
-            return 0
-        with ExitStack() as stack:
-            found = reports(options, lambda what: stack.enter_context(shown_if_long(what)))
-    except MegatronStsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    if options.command == "pack":
+        pack_shards(options)
+        return 0
+    from megatron_sts.data.check_text import check_text
+    from megatron_sts.evaluation.progress import shown_if_long
+
+    with ExitStack() as stack:
+        found = reports(options, lambda what: stack.enter_context(shown_if_long(what)))
     for report in found:
         if options.json:
             print(json.dumps(report))

@@ -87,7 +87,7 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p -- "$logs/node_$node_rank"
 # Static rendezvous: ranks follow the order of the nodes, and with it what lies near together in the network. No restart
 # here: a run that lost a node needs another one, which the scheduler gives; started again, it resumes by itself.
-exec "${PYTHON:-python3}" "$root/examples/launch/agent.py" \
+exec "${PYTHON:-python3}" "$root/tools/launch.py" \
     --nnodes "$nodes" --node-rank "$node_rank" --nproc-per-node "$ranks" \
     --master-addr "$address" --master-port "$port" --rdzv-id "$id" --max-restarts 0 \
     --log-dir "$logs/node_$node_rank" --redirects 3 --tee 0:3 \

@@ -1,20 +1,17 @@
 """run.json: what a checkpoint says of its own making."""
 
-import contextlib
 import json
-import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from megatron_sts.config.recipe import Recipe
 from megatron_sts.errors import CheckpointError
+from megatron_sts.versions import installed_versions
 
 RUN_FILE = "run.json"
 _FORMAT = 1
-_VERSIONS_OF = ("megatron_sts", "torch", "megatron-core", "transformers", "transformer_engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +31,9 @@ def write_run(checkpoint: Path, stage: str, step: int, recipe: Recipe) -> None:
         "stage": stage,
         "step": step,
         "recipe": recipe.resolved(),
-        "versions": _versions(),
+        "versions": installed_versions(),
     }
     (checkpoint / RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _versions() -> dict[str, str]:
-    """Of Python, and of this package and those it stands on, as far as they are installed."""
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONS_OF:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 def read_run(checkpoint: Path) -> Run:

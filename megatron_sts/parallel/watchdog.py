@@ -20,10 +20,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from megatron_sts.errors import MegatronStsError
+from megatron_sts.exit_codes import LOST_RANK
 from megatron_sts.parallel.groups import Place
-
-LOST_RANK = 76
-"""Exit code of a rank that gave up because another one did not answer."""
 
 _PREFIX = "megatron_sts/watchdog"
 _SECONDS_BETWEEN_SIGNS = 2.0

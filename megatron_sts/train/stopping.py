@@ -12,9 +12,6 @@ import psutil
 from megatron_sts.config import Recipe
 from megatron_sts.stop_signals import STOP_SIGNALS
 
-STOPPED = 75
-"""Exit code of a run that stopped before its end and saved where it stands (EX_TEMPFAIL: try again)."""
-
 
 class StopReason(IntEnum):
     """Why a run stops before its end; the higher one is told where ranks have several."""

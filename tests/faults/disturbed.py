@@ -11,11 +11,11 @@ from megatron.core.pipeline_parallel import schedules
 
 from megatron_sts.config import Recipe
 from megatron_sts.errors import MegatronStsError
+from megatron_sts.exit_codes import STOPPED
 from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.saver import Saver
 from megatron_sts.train.stages import train
 from megatron_sts.train.step import TrainStep
-from megatron_sts.train.stopping import STOPPED
 
 POINTS = ("forward", "backward", "optimizer", "save")
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from megatron_sts.parallel.watchdog import LOST_RANK
+from megatron_sts.exit_codes import LOST_RANK
 from tests.faults.disturbed import kill_with, train_disturbed
 from tests.ranks import run_until_ended
 from tests.tiny import tiny_recipe

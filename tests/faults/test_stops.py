@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from megatron_sts.config import Recipe, checkpoint_root
+from megatron_sts.exit_codes import STOPPED
 from megatron_sts.train.stages import train
-from megatron_sts.train.stopping import STOPPED, StopReason
+from megatron_sts.train.stopping import StopReason
 from tests.faults.disturbed import POINTS, kill_with, train_disturbed
 from tests.parallel.test_resume import _metrics
 from tests.ranks import run_ranks, run_until_ended

@@ -18,7 +18,7 @@ import pytest
 import torch.distributed as dist
 
 from megatron_sts.config import Recipe, resolved_yaml
-from megatron_sts.parallel.watchdog import LOST_RANK
+from megatron_sts.exit_codes import LOST_RANK
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 from tools import train

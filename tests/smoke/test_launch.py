@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_sts.config import Recipe, resolved_yaml
-from megatron_sts.parallel.watchdog import LOST_RANK
+from megatron_sts.exit_codes import LOST_RANK
 from megatron_sts.train.stages import train
 from tests.ranks import run_ranks
 from tests.smoke.network import Node, two_nodes, why_not_two_nodes

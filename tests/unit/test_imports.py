@@ -10,9 +10,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "megatron_sts"
 # A file may import what stands on its own level (inside one package) or on a level before it.
 LEVELS = (
-    ("errors",),
-    ("versions", "config", "arguments", "heavy_imports", "rank_errors", "stop_signals"),
-    ("records", "sts"),
+    ("errors", "exit_codes", "stop_signals", "machine_errors"),
+    ("versions", "rank_errors"),
+    ("config", "arguments", "heavy_imports", "fault", "launch"),
+    ("command", "records", "sts"),
     ("parallel",),
     ("planning",),
     ("data",),

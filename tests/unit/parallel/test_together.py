@@ -11,10 +11,11 @@ import torch.distributed as dist
 
 from megatron_sts.config import ParallelConfig
 from megatron_sts.errors import DataError
+from megatron_sts.exit_codes import LOST_RANK
 from megatron_sts.parallel import together, watchdog
 from megatron_sts.parallel.groups import start_groups
 from megatron_sts.parallel.together import rank_zero_works
-from megatron_sts.parallel.watchdog import LOST_RANK, Watchdog
+from megatron_sts.parallel.watchdog import Watchdog
 from tests.ranks import Ended, run_ranks, run_until_ended
 
 TIMEOUT_SECONDS = 1.0

@@ -7,14 +7,13 @@ import signal
 import socket
 import threading
 from argparse import Namespace
-from unittest import mock
 
 import psutil
 import pytest
 
-from examples.launch import agent
-from examples.launch.agent import choose_interface, explain
+from megatron_sts.launch.nodes import choose_interface, explain
 from tests.ranks import run_until_ended
+from tools import launch
 
 OWN, OTHER, THIRD = "10.0.0.1", "10.0.0.2", "10.0.0.22"
 
@@ -95,7 +94,7 @@ def test_gloo_uses_the_network_towards_the_first_node(monkeypatch, nodes, addres
     found = {name: [Namespace(address=own)] for name, own in NETWORKS.items()}
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
     monkeypatch.setattr(os, "environ", {} if set_before is None else {"GLOO_SOCKET_IFNAME": set_before})
-    choose_interface(Namespace(nnodes=nodes, master_addr=address))
+    choose_interface(Namespace(nnodes=nodes, master_addr=address, rdzv_endpoint=""))
     assert os.environ.get("GLOO_SOCKET_IFNAME") == chosen
 
 
@@ -112,8 +111,7 @@ def _waits_for_a_silent_node(directory):
 
     threading.Thread(target=signal_it, daemon=True).start()
     place = ["--nnodes", "2", "--node-rank", "1", "--master-port", str(node_0.getsockname()[1])]
-    with mock.patch("sys.argv", ["agent", *place, "--log-dir", str(directory), "rank.py"]):
-        return agent.main()
+    return launch.main([*place, "--log-dir", str(directory), "rank.py"])
 
 
 def test_a_signal_is_heeded_while_the_nodes_have_not_met(tmp_path):
