@@ -21,9 +21,7 @@ def fault_message(error: BaseException) -> str:
     if len(text) > _LONGEST_TEXT:
         text = f"{text[:_LONGEST_TEXT]}..."
     lines = [f"error: {type(error).__name__}{f': {text}' if text else ''} (in {_place(error)})"]
-    lines.append(
-        "This is a fault of megatron_sts: what was asked for should have worked or been refused with a reason."
-    )
+    lines.append("This is a fault of megatron_sts: it should have worked, or been refused with a reason.")
     log = _log(error)
     file = _written(log)
     if file is None:

@@ -1,4 +1,4 @@
-"""Errors of libraries and of the system that are the machine's: full disks, missing rights, memory, missing packages."""
+"""Errors that are the machine's: a full disk, missing rights, too little memory, a missing package."""
 
 import errno
 

@@ -54,11 +54,12 @@ def _leave_for_launcher(message: str) -> None:
 
 
 def _is_first_of_node() -> bool:
-    """Whether no rank of this node has spoken yet. The error files of its ranks lie in one directory, each in its own."""
+    """Whether no rank of this node has spoken yet."""
     file = os.environ.get(_ERROR_FILE)
     if file is None:
         return True
     try:
+        # torchrun gives each rank of a node a directory, side by side.
         (Path(file).parent.parent / "told").touch(exist_ok=False)
     except FileExistsError:
         return False

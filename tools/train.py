@@ -1,4 +1,7 @@
-"""Train the stages of a recipe: `python tools/launch.py ... tools/train.py --config RECIPE.yaml [key.sub=value ...]`."""
+"""Trains the stages of a recipe.
+
+python tools/launch.py --nproc-per-node N tools/train.py --config RECIPE.yaml [--stage NAME] [key.sub=value ...]
+"""
 
 import argparse
 import sys

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -95,30 +94,25 @@ def python(script: str, *arguments: str) -> None:
 
 
 def train(name: str, overrides: list[str], output: Path | None = None) -> Recipe:
-    """Train a recipe of this folder under torchrun; returns it as it was run."""
+    """Train a recipe of this folder on all ranks; returns it as it was run. A failure ends the quickstart with its code."""
     if output is not None:
         overrides = [*overrides, f"output_dir={output}"]
     recipe = load_recipe(RECIPES / f"{name}.yaml", overrides)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
-    # A port of its own, so that two runs on one machine do not meet.
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    # A free port, so that two runs on one machine do not meet.
+    command = [sys.executable, str(ROOT / "tools" / "launch.py"), "--standalone", "--nproc-per-node", str(RANKS)]
     command += [str(ROOT / "tools" / "train.py"), "--config", str(RECIPES / f"{name}.yaml"), *overrides]
     # One thread a rank: with more, two ranks would fight for two cores. Compiling takes longer than it saves here.
     environment = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run(command, check=True, env=os.environ | environment)
+    done = subprocess.run(command, check=False, env=os.environ | environment)
+    if done.returncode != 0:
+        # The ranks have said why.
+        sys.exit(done.returncode)
     return recipe
 
 
 def share_index(trained: Recipe, output: Path) -> None:
     """Give a run the lengths of the records that another has measured on the same data."""
     shutil.copytree(trained.output_dir / "index", output / "index")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def last_checkpoint(recipe: Recipe) -> Path:

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from megatron_sts.config import Recipe, resolved_yaml
-from megatron_sts.exit_codes import LOST_RANK
+from megatron_sts.exit_codes import FAULT, LOST_RANK, USER_ERROR
 from megatron_sts.train.stages import train
 from tests.ranks import run_ranks
 from tests.smoke.network import Node, two_nodes, why_not_two_nodes
 from tests.tiny import tiny_recipe
 
-LAUNCH = Path(__file__).resolve().parents[2] / "examples" / "launch"
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "examples" / "launch"
+LAUNCHER = [sys.executable, str(ROOT / "tools" / "launch.py")]
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "TORCH_COMPILE_DISABLE": "1",
@@ -138,6 +140,52 @@ def test_a_port_that_is_in_use_is_named_in_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+FAULTY = """
+import sys
+from megatron_sts.command import command
+
+@command
+def main():
+    raise KeyError("step")
+
+sys.exit(main())
+"""
+
+
+def test_without_a_log_directory_the_ranks_own_message_is_all_there_is_on_the_screen(tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    train_nothing = [str(ROOT / "tools" / "train.py"), "--config", "missing.yaml"]
+    missing = "error: recipe 'missing.yaml' does not exist; give the path of a YAML file"
+    for ranks_command, code, first in (
+        (train_nothing, USER_ERROR, missing),
+        (["faulty.py"], FAULT, "error: KeyError: 'step' (in faulty.py:7 main)"),
+    ):
+        done = _run([*LAUNCHER, "--nproc-per-node", "2", *ranks_command], tmp_path)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.splitlines()[0] == first and done.stderr.count("error: ") == 1
+        assert len(done.stderr.splitlines()) == (1 if code == USER_ERROR else 3), done.stderr
+    logs = sorted(tmp_path.glob("fault-faulty-*.log"))
+    assert {log.name.split("-")[4] for log in logs} == {"rank0", "rank1"}
+    assert all(f"rank: {rank} of 2" in log.read_text() for rank, log in enumerate(logs))
+    assert "Traceback" not in done.stderr and str(logs[0]) in done.stderr
+
+
+def test_plain_torchrun_ends_with_the_ranks_own_message_in_its_report(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = _run([*torchrun, str(ROOT / "tools" / "train.py"), "--config", "missing.yaml"], tmp_path)
+    # Its exit code is its own, always.
+    assert done.returncode == 1
+    *_, last, border = done.stderr.splitlines()
+    assert last.endswith("error: recipe 'missing.yaml' does not exist; give the path of a YAML file")
+    assert set(border) == {"="}
+
+
+def _run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
 STOPPING = """
 import pathlib, signal, sys, time
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -150,7 +198,7 @@ time.sleep(60)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_agent_lets_its_ranks_save_and_ends_with_their_code(tmp_path, number):
     (tmp_path / "rank.py").write_text(STOPPING)
-    command = [sys.executable, str(LAUNCH / "agent.py"), "--master-port", "0", "--log-dir", "logs", "--redirects", "3"]
+    command = [*LAUNCHER, "--master-port", "0", "--log-dir", "logs", "--redirects", "3"]
     agent = subprocess.Popen([*command, "rank.py"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "ready").exists():
@@ -158,8 +206,8 @@ def test_a_signal_to_the_agent_lets_its_ranks_save_and_ends_with_their_code(tmp_
         time.sleep(0.05)
     agent.send_signal(number)
     _, said = agent.communicate(timeout=60)
-    assert agent.returncode == 75 and "stopped before the end, and saved" in said
-    assert "closing signal" not in said, "torchrun would have ended them"
+    assert agent.returncode == 75
+    assert said == "stopped before the end, and saved; the same command goes on\n"
 
 
 STAND_INS = {
