@@ -94,7 +94,7 @@ def python(script: str, *arguments: str) -> None:
 
 
 def train(name: str, overrides: list[str], output: Path | None = None) -> Recipe:
-    """Train a recipe of this folder on all ranks; returns it as it was run. A failure ends the quickstart with its code."""
+    """Train a recipe of this folder on all ranks; returns it as it was run."""
     if output is not None:
         overrides = [*overrides, f"output_dir={output}"]
     recipe = load_recipe(RECIPES / f"{name}.yaml", overrides)

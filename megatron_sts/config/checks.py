@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_sts.config.architecture_checks import architecture_problems, not_divisible
 from megatron_sts.config.compress_checks import check_compress
 from megatron_sts.config.fp8_checks import check_fp8_ends, check_fp8_sizes
+from megatron_sts.config.not_a_checkpoint import RUN_FILE, why_no_checkpoint
 from megatron_sts.config.recipe import Recipe, StageConfig
 from megatron_sts.config.skip_checks import check_skip
 from megatron_sts.errors import ConfigError
@@ -203,9 +204,11 @@ def file_problems(recipe: Recipe) -> list[str]:
     directories: list[tuple[str, Path | None, str]] = [
         ("model.vision", recipe.model.vision, "a Hugging Face vision encoder directory"),
         ("model.tokenizer", recipe.model.tokenizer, "a Hugging Face tokenizer directory"),
-        ("model.init", recipe.model.init, "a checkpoint that `tools/convert.py import` writes"),
     ]
     problems = []
+    init = recipe.model.init
+    if init is not None and not os.path.isfile(init / RUN_FILE):
+        problems.append(f"model.init is '{init}': {why_no_checkpoint(init)}")
     # os.path, because pathlib raises on some paths (too long, no permission) where os.path says no.
     for stage in recipe.stages:
         if not os.path.exists(stage.data.train):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from megatron_sts.config.architecture import Architecture
 from megatron_sts.config.architecture_checks import architecture_problems
 from megatron_sts.config.checks import check_recipe, report
-from megatron_sts.config.init_directory import with_defaults_of_init
+from megatron_sts.config.init_directory import check_init, with_defaults_of_init
 from megatron_sts.config.messages import Sources, key_problems, type_problems
 from megatron_sts.config.overrides import Override, apply_overrides, parse_override
 from megatron_sts.config.recipe import Recipe
@@ -38,7 +38,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), check_files: bo
 
     # Interpolations see the overrides. Those into the architecture come last: it may be a file of its own.
     values = resolve(apply_overrides(read_mapping(path, "recipe"), others, str(path)), str(path))
-    values, architecture_file = _with_architecture(with_defaults_of_init(values), path)
+    values = with_defaults_of_init(values)
+    check_init(values, sources.of("model.init"))
+    values, architecture_file = _with_architecture(values, path)
     if architecture_file is not None:
         sources = replace(sources, architecture=str(architecture_file))
     values = apply_overrides(values, inside, str(path))

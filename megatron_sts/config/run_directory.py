@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_sts.config.manifest import write_through
+from megatron_sts.config.not_a_checkpoint import LATEST_FILE, PARTIAL
 from megatron_sts.config.recipe import Recipe
 from megatron_sts.config.run_file import Run, read_run
 from megatron_sts.errors import CheckpointError
@@ -14,10 +15,6 @@ METRICS_FILE = "metrics.jsonl"
 """One line a step, in a run's output_dir."""
 QUARANTINE_FILE = "quarantine.jsonl"
 """In a run's output_dir: one line for each record that was found bad while training."""
-LATEST_FILE = "latest"
-"""Beside the checkpoints of a run: the name of the one that was finished last."""
-PARTIAL = ".partial"
-"""Ending of the name of what is not written whole yet, a checkpoint or `latest`."""
 OUTDATED = ".outdated"
 """Ending of a checkpoint's name while it is removed."""
 _STEP_DIGITS = 8

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from megatron_sts.config.not_a_checkpoint import RUN_FILE, why_no_checkpoint
 from megatron_sts.config.recipe import Recipe
 from megatron_sts.errors import CheckpointError
 from megatron_sts.versions import installed_versions
 
-RUN_FILE = "run.json"
 _FORMAT = 1
 
 
@@ -40,7 +40,7 @@ def read_run(checkpoint: Path) -> Run:
     """The run.json of a checkpoint directory; CheckpointError where it is missing or not one of ours."""
     file = checkpoint / RUN_FILE
     if not file.is_file():
-        raise CheckpointError(f"{checkpoint}: {_why_no_checkpoint(checkpoint)}")
+        raise CheckpointError(f"{checkpoint}: {why_no_checkpoint(checkpoint)}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
@@ -54,18 +54,3 @@ def read_run(checkpoint: Path) -> Run:
         raise CheckpointError(
             f"{file}: cannot be read ({type(error).__name__}: {error}); use another checkpoint"
         ) from error
-
-
-def _why_no_checkpoint(path: Path) -> str:
-    """What a path without run.json is, and which checkpoint may have been meant."""
-    if path.is_dir():
-        found, others = f"no {RUN_FILE}, so this is not a training checkpoint", path.glob(f"**/{RUN_FILE}")
-    else:
-        # `latest`, say, or a step of which no checkpoint is kept.
-        found = "is a file, not the directory of a checkpoint" if path.exists() else "does not exist"
-        others = path.parent.glob(f"*/{RUN_FILE}")
-    if meant := sorted(str(other.parent) for other in others):
-        return f"{found}; give {meant[-1]}, the last one there"
-    if (path / "config.json").is_file():
-        return f"{found}, but a Hugging Face model; `tools/convert.py import` makes a checkpoint of one"
-    return f"{found}; give a finished checkpoint"

@@ -377,7 +377,7 @@ def test_files_that_are_not_there_are_named_together(
     )
     assert "model.vision is 'towers/clip', which does not exist; give a Hugging Face vision encoder" in message
     assert "model.tokenizer is 'file', which is not a directory; give a Hugging Face tokenizer" in message
-    assert "model.init is 'start', which does not exist" in message and "tools/convert.py import" in message
+    assert "model.init is 'start': does not exist (looked for in " in message and "tools/convert.py import" in message
     assert "stages.align.data.train is 'data/align.json', which does not exist; give the data file" in message
     assert "stages.tune.data.images is 'data/images', which does not exist; give the directory" in message
     assert "stages.tune.skip.alpha" in message
@@ -391,6 +391,7 @@ def test_files_that_are_there_are_accepted(
         (tmp_path / directory).mkdir(parents=True)
     for name in ("align", "tune"):
         (tmp_path / f"data/{name}.json").write_text("[]")
+    (tmp_path / "start" / "run.json").touch()
     overrides = ("model.vision=clip", "model.tokenizer=words", "model.init=start")
     assert load(*overrides, check_files=True) == load(*overrides)
 

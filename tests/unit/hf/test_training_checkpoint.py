@@ -64,7 +64,9 @@ def test_a_missing_run_file_names_the_checkpoint_that_was_meant(copied: Path) ->
     with pytest.raises(CheckpointError, match=r"no run.json.*give a finished checkpoint"):
         read_run(copied)
     (copied / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"a Hugging Face model; `tools/convert.py import` makes a checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"but a Hugging Face model; make a checkpoint.* --language .*checkpoint "
+    ):
         read_run(copied)
 
 
