@@ -2,22 +2,25 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from megatron_sts.data.embedded_image import EmbeddedImage
 from megatron_sts.data.index import SampleIndex, measured
 from megatron_sts.data.lengths import OverLong, fit_lengths
 from megatron_sts.data.pictures import check_is_file, find_picture, read_picture
-from megatron_sts.data.sample import Picture, Sample
+from megatron_sts.data.sample import Sample
 from megatron_sts.data.stored_samples import scan_records
 from megatron_sts.data.templates import Template
+from megatron_sts.data.unread_keys import UnreadKeys
 from megatron_sts.data.usable import check_can_be_written, write_records
 from megatron_sts.data.workers import StartProgress, in_workers, untold
-from megatron_sts.errors import DataError
+from megatron_sts.errors import DataError, shown_path
+from megatron_sts.records import Member
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,40 @@ class TextSettings:
         return measured(sample, self.template, self.tokenizer, self.system_prompt)
 
 
+class _Embedded(NamedTuple):
+    """A picture inside a record, in place of its bytes: of which sample, and which of its pictures."""
+
+    sample: int
+    number: int
+
+    def __str__(self) -> str:
+        return "inside the record"
+
+
+def _outline(number: int, sample: Sample) -> tuple[str | Member | _Embedded, ...]:
+    """The pictures of a sample, those inside the record without their bytes."""
+    return tuple(
+        _Embedded(number, place) if isinstance(picture, EmbeddedImage) else picture
+        for place, picture in enumerate(sample.images)
+    )
+
+
 @dataclass(frozen=True)
 class _ImageCheck:
-    """Opens pictures, and decodes them where `decodes`. root: the folder of those that lie in no shard."""
+    """Opens pictures, and decodes them where `decodes`. root: the folder of those that lie in no shard or record."""
 
+    samples: Sequence[Sample]
     root: Path | None
     pads: bool
     decodes: bool
 
-    def __call__(self, picture: Picture) -> str | None:
+    def __call__(self, picture: "str | Member | _Embedded") -> str | None:
         """What is wrong with a picture."""
         try:
-            file = find_picture(self.root, picture)
+            if isinstance(picture, _Embedded):
+                file = find_picture(self.root, self.samples[picture.sample].images[picture.number])
+            else:
+                file = find_picture(self.root, picture)
             if self.decodes:
                 read_picture(file, pads=self.pads)
             else:
@@ -98,28 +123,30 @@ def check_data(
         check_can_be_written(data, usable_file)
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: is no folder; give the folder of the images")
-    samples, bad = scan_records(data, progress("MB read"))
+    unread = UnreadKeys()
+    samples, bad = scan_records(data, progress("MB read"), unread)
     problems: dict[str, list[dict[str, Any]]] = {
         "bad_records": [{"record": one.number, "id": one.id, "problem": one.problem} for one in bad]
     }
     # Every sample is read once; what is kept of it is short.
-    outlines = [(sample.id, len(sample.turns), sample.images) for sample in samples]
+    outlines = [(sample.id, len(sample.turns), _outline(number, sample)) for number, sample in enumerate(samples)]
     repeated = [name for name, count in Counter(name for name, _, _ in outlines).items() if count > 1]
     problems["repeated_ids"] = [{"id": name} for name in repeated]
 
     pictures = list(dict.fromkeys(picture for _, _, named in outlines for picture in named))
     looks = images is not None or data.is_dir()
+    seen = [picture for picture in pictures if looks or isinstance(picture, _Embedded)]
     unusable: set[int] = set()
-    broken: dict[Picture, str] = {}
-    if looks:
-        check = _ImageCheck(None if images is None else images.resolve(), pads, decodes)
-        found = in_workers(check, pictures, workers, progress("images"))
-        broken = {picture: problem for picture, problem in zip(pictures, found, strict=True) if problem is not None}
+    broken: dict[str | Member | _Embedded, str] = {}
+    if seen:
+        check = _ImageCheck(samples, None if images is None else images.resolve(), pads, decodes)
+        found = in_workers(check, seen, workers, progress("images"))
+        broken = {picture: problem for picture, problem in zip(seen, found, strict=True) if problem is not None}
     problems["images"] = []
     for number, (name, _, named) in enumerate(outlines):
         for picture in named:
             if picture in broken:
-                problems["images"].append({"id": name, "image": str(picture), "problem": broken[picture]})
+                problems["images"].append({"id": name, "image": shown_path(picture), "problem": broken[picture]})
                 unusable.add(number)
 
     lengths = None
@@ -137,11 +164,13 @@ def check_data(
         "turns": _spread([turns for _, turns, _ in outlines]),
         "images": {
             "named": sum(len(named) for _, _, named in outlines),
-            "files": len(pictures),
-            "bad_files": len(broken) if looks else None,
+            "files": sum(not isinstance(picture, _Embedded) for picture in pictures),
+            "embedded": sum(isinstance(picture, _Embedded) for picture in pictures),
+            "bad_files": len(broken) if looks or seen else None,
             "most_in_a_record": max((len(named) for _, _, named in outlines), default=0),
         },
         "lengths": lengths,
+        "unread_keys": [asdict(key) for key in unread.found()],
         "problems": problems,
     }
 

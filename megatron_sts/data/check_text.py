@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from megatron_sts.data.unread_keys import UnreadKey, unread_text
+from megatron_sts.errors import shown
+
 SHOWN_PROBLEMS = 5
 
 _HEADINGS = {
@@ -18,15 +21,18 @@ def check_text(report: dict[str, Any], shown: int = SHOWN_PROBLEMS) -> str:
     """Counts, lengths, and the first problems of each kind."""
     images, turns = report["images"], report["turns"]
     bad_files = "" if images["bad_files"] is None else f", {images['bad_files']:,} of them cannot be used"
+    inside = f" and {images['embedded']:,} inside the records" if images["embedded"] else ""
     lines = [
         f"{report['data']}: {report['records']:,} records, {report['usable']:,} of them usable",
-        f"images: {images['named']:,} named, {images['files']:,} files{bad_files}; at most "
+        f"images: {images['named']:,} named, {images['files']:,} files{inside}{bad_files}; at most "
         f"{images['most_in_a_record']} in a record, {report['text_only']:,} records without",
     ]
     if turns is not None:
         lines.append(f"turns: {turns['mean']} on average, at most {turns['max']}")
     if report["lengths"] is not None:
         lines += _length_lines(report["lengths"])
+    if report["unread_keys"]:
+        lines.append(unread_text([UnreadKey(**key) for key in report["unread_keys"]]))
     for kind, problems in report["problems"].items():
         if problems:
             lines.append(f"{len(problems):,} {_HEADINGS[kind]}:")
@@ -63,7 +69,7 @@ def _length_lines(lengths: dict[str, Any]) -> list[str]:
 
 def _problem(problem: dict[str, Any]) -> str:
     place = f"record {problem['record']}" if "record" in problem else ""
-    name = "" if problem["id"] is None else f"id {problem['id']!r}"
+    name = "" if problem["id"] is None else f"id {shown(problem['id'])}"
     found = problem.get("problem") or (f"{problem['tokens']} tokens" if "tokens" in problem else "")
     where = ", ".join(part for part in (place, name) if part)
     return f"{where}: {found}" if found else where

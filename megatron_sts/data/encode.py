@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_sts.data.sample import IMAGE_TOKEN, Sample
 from megatron_sts.data.templates import Template
-from megatron_sts.errors import DataError
+from megatron_sts.errors import DataError, shown
 
 IGNORED_LABEL = -100
 
@@ -55,7 +55,7 @@ def encode(
         marks = token_ids.count(image_token_id(tokenizer))
         if marks != len(sample.images):
             raise DataError(
-                f"sample {sample.id!r}: found {marks} {IMAGE_TOKEN} in the human turns for "
+                f"sample {shown(sample.id)}: found {marks} {IMAGE_TOKEN} in the human turns for "
                 f"{len(sample.images)} images; write one {IMAGE_TOKEN} for each image"
             )
 
@@ -73,7 +73,7 @@ def encode(
     if joined.any():
         start, end = int(starts[joined][0]), int(ends[joined][0])
         raise DataError(
-            f"sample {sample.id!r}: the tokenizer makes one token of {text[start:end]!r}, the end of a "
+            f"sample {shown(sample.id)}: the tokenizer makes one token of {shown(text[start:end])}, the end of a "
             f"prompt and the start of an answer in the template {template.name!r}; use a tokenizer that "
             "splits between the two"
         )

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from megatron_sts.data.embedded_image import EmbeddedImage
 from megatron_sts.data.encode import count_supervised, encode, image_token_id, lacks_guide
 from megatron_sts.data.pictures import resolve_image
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.templates import Template
 from megatron_sts.data.workers import Progress, in_workers
-from megatron_sts.errors import DataError
+from megatron_sts.errors import DataError, shown, shown_path
 from megatron_sts.records import Member
 
 Ranges = tuple[tuple[int, int], ...]
@@ -117,7 +118,7 @@ def measure_samples(
         if problem is not None:
             bad_images.append(problem)
     index = SampleIndex.from_rows(rows)
-    silent = [repr(samples[number].id) for number in np.flatnonzero(index.supervised == 0).tolist()]
+    silent = [shown(samples[number].id) for number in np.flatnonzero(index.supervised == 0).tolist()]
     problems = []
     if bad_images:
         remedy = "set data.images to the folder that holds them, add the files, or remove the records"
@@ -142,7 +143,7 @@ class _Measure:
     def __call__(self, sample: Sample) -> tuple[tuple[int, ...] | str, str | None]:
         problem = _image_problem(sample, self.root)
         found = measured(sample, self.template, self.tokenizer, self.system_prompt)
-        return found, None if problem is None else f"{sample.id!r} ({problem})"
+        return found, None if problem is None else f"{shown(sample.id)} ({problem})"
 
 
 def measured(
@@ -170,19 +171,21 @@ def _image_problem(sample: Sample, root: Path | None) -> str | None:
         if isinstance(picture, Member):
             continue
         if root is None:
-            return f"{picture}: data.images is not set"
+            return f"{shown_path(picture)}: data.images is not set"
+        if isinstance(picture, EmbeddedImage):
+            continue
         try:
             file = resolve_image(root, picture)
         except DataError:
-            return f"{picture}: outside {root}"
+            return f"{shown_path(picture)}: outside {root}"
         # os.path, because pathlib raises on some paths (too long, no permission) where os.path says no.
         if not os.path.isfile(file):
-            return f"{picture}: no such file in {root}"
+            return f"{shown_path(picture)}: no such file in {root}"
     return None
 
 
 def listed(entries: list[str], total: int, problem: str, remedy: str) -> str:
     """One sentence about samples that share a problem: their number, the first ten and what to do."""
-    shown = "; ".join(entries[:SHOWN_SAMPLES])
+    first = "; ".join(entries[:SHOWN_SAMPLES])
     more = f"; and {len(entries) - SHOWN_SAMPLES} more" if len(entries) > SHOWN_SAMPLES else ""
-    return f"{len(entries)} of {total} samples {problem}: {shown}{more}. Remedy: {remedy}"
+    return f"{len(entries)} of {total} samples {problem}: {first}{more}. Remedy: {remedy}"

@@ -12,7 +12,7 @@ from megatron_sts.data.index import SampleIndex, listed
 from megatron_sts.data.picked_samples import PickedSamples
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.templates import Template
-from megatron_sts.errors import DataError
+from megatron_sts.errors import DataError, shown
 
 OverLong = Literal["error", "cut", "drop"]
 
@@ -71,7 +71,7 @@ def fit_lengths(
     if not numbers:
         return Fitted(samples, index)
     if over_long == "error":
-        long = [f"{samples[number].id!r} ({lengths[number]} tokens)" for number in numbers]
+        long = [f"{shown(samples[number].id)} ({lengths[number]} tokens)" for number in numbers]
         remedy = (
             f"raise data.max_tokens to {lengths.max()} if the model's maximum_positions allow it, set data.over_long "
             f"to cut or drop, keep fewer visual tokens than {visual_tokens} an image, or remove the records"

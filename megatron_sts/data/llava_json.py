@@ -1,16 +1,22 @@
 """The conversation of a record in LLaVA's json format, or what is wrong with it."""
 
-import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from megatron_sts.data.embedded_image import Place, field_of
+from megatron_sts.data.image_value import image_of
 from megatron_sts.data.loss_weight import loss_weight
-from megatron_sts.data.sample import IMAGE_TOKEN, RecordError, Role, Sample, Turn
+from megatron_sts.data.sample import IMAGE_TOKEN, Picture, RecordError, Role, Sample, Turn
+from megatron_sts.errors import shown
 from megatron_sts.records import Member
 
 ROLES: dict[str, Role] = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant"}
+SPEAKERS = frozenset({*ROLES, "system"})
+# Would be trained on as if only its text were there.
+_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_IMAGE_KEYS = ("image", "image_url", "url", "base64", "path", "bytes")
 _HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -40,19 +46,22 @@ def _sample(number: int, record: Any) -> Sample:
         raise RecordError(f"found a {type(record).__name__}; a record is an object with 'conversations'")
     identifier = record.get("id")
     if identifier is not None and not isinstance(identifier, str | int):
-        raise RecordError(f"id: found {identifier!r}; give a string or a number, or leave it out")
+        raise RecordError(f"id: found {shown(identifier)}; give a string or a number, or leave it out")
+    for medium in _OTHER_MEDIA:
+        if record.get(medium):
+            raise _not_trained_on(medium, record[medium])
     field = "messages" if "messages" in record and "conversations" not in record else "conversations"
     entries = record.get(field)
     if not isinstance(entries, list) or not entries:
-        found = "nothing" if entries is None else repr(entries)[:80]
+        found = "nothing" if entries is None else shown(entries)
         raise RecordError(f"{field}: found {found}; give a list of turns, human first")
 
-    paths_in_parts: list[Any] = []
-    turns = [_turn(f"{field}[{position}]", entry, paths_in_parts) for position, entry in enumerate(entries)]
-    weight = loss_weight("", record)
+    in_parts: list[tuple[Place, Any]] = []
+    turns = [_turn((field, position), entry, in_parts) for position, entry in enumerate(entries)]
+    weight = loss_weight((), record)
     system = turns.pop(0)[1] if turns[0][0] == "system" else None
     conversation = _conversation(field, turns, weight, first=0 if system is None else 1)
-    images = _images(record, paths_in_parts)
+    images = _images(record, in_parts)
     marks = sum(turn.text.count(IMAGE_TOKEN) for turn in conversation if turn.role == "human")
     if images and not marks:
         conversation = (
@@ -67,22 +76,17 @@ def _sample(number: int, record: Any) -> Sample:
     return Sample(str(number if identifier is None else identifier), conversation, images, system)
 
 
-def _images(record: dict[str, Any], paths_in_parts: list[Any]) -> tuple[str, ...]:
-    if record.get("image") is not None and record.get("images") is not None:
+def _images(record: dict[str, Any], in_parts: list[tuple[Place, Any]]) -> tuple[Picture, ...]:
+    """The images that a record names for itself, or where it names none those in the parts of its messages."""
+    one, several = record.get("image"), record.get("images")
+    if one is not None and several is not None:
         raise RecordError("image: found both 'image' and 'images'; give one of the two")
-    field = "images" if record.get("images") is not None else "image"
-    value = record.get(field)
-    paths = value if isinstance(value, list) else [value]
+    field, value = ("image", one) if several is None else ("images", several)
     if value is None:
-        paths = paths_in_parts
-    for path in paths:
-        if not isinstance(path, str) or not path or "\0" in path:
-            raise RecordError(f"{field}: found {path!r}; give a path, a list of paths, or leave the field out")
-        if path.startswith(("/", "\\")) or posixpath.normpath(path).split("/")[0] == "..":
-            raise RecordError(
-                f"{field}: found {path!r}, which leaves the image folder; give a path relative to that folder"
-            )
-    return tuple(paths)
+        return tuple(image_of(place, found) for place, found in in_parts)
+    if isinstance(value, list):
+        return tuple(image_of((field, number), found) for number, found in enumerate(value))
+    return (image_of((field,), value),)
 
 
 def _conversation(field: str, turns: list[tuple[str, str, float]], weight: float, first: int) -> tuple[Turn, ...]:
@@ -111,36 +115,62 @@ def _conversation(field: str, turns: list[tuple[str, str, float]], weight: float
     return tuple(conversation)
 
 
-def _turn(field: str, entry: Any, paths: list[Any]) -> tuple[str, str, float]:
-    """Who speaks, as written, the text and its weight; the paths of images in its parts are added to `paths`."""
+def _turn(place: Place, entry: Any, images: list[tuple[Place, Any]]) -> tuple[str, str, float]:
+    """Who speaks, as written, the text and its weight; the images in its parts are added to `images`."""
     if not isinstance(entry, dict):
-        raise RecordError(f"{field}: found {repr(entry)[:80]}; a turn is an object with 'from' and 'value'")
+        raise RecordError(f"{field_of(place)}: found {shown(entry)}; a turn is an object with 'from' and 'value'")
     speaker, content = ("role", "content") if "role" in entry and "from" not in entry else ("from", "value")
     name, text = entry.get(speaker), entry.get(content)
-    if not isinstance(name, str) or name not in {*ROLES, "system"}:
-        raise RecordError(f"{field}.{speaker}: found {name!r}; use 'human' or 'gpt', or 'system' in the first turn")
+    if not isinstance(name, str) or name not in SPEAKERS:
+        raise RecordError(
+            f"{field_of((*place, speaker))}: found {shown(name)}; use 'human' or 'gpt', or 'system' in the first turn"
+        )
     if isinstance(text, list):
-        text = "".join(_part(f"{field}.{content}[{number}]", part, paths) for number, part in enumerate(text))
+        text = "".join([_part((*place, content, number), part, images) for number, part in enumerate(text)])
     if not isinstance(text, str):
-        raise RecordError(f"{field}.{content}: found {repr(text)[:80]}; give the turn's text")
+        raise RecordError(f"{field_of((*place, content))}: found {shown(text)}; give the turn's text")
     if _HALF_OF_A_PAIR.search(text):
-        raise RecordError(f"{field}.{content}: found half of a surrogate pair, which is no character; mend the text")
+        raise RecordError(
+            f"{field_of((*place, content))}: found half of a surrogate pair, which is no character; correct the text"
+        )
     if ROLES.get(name) != "human" and IMAGE_TOKEN in text:
         where = "a system prompt" if name == "system" else "an answer"
-        raise RecordError(f"{field}.{content}: found {IMAGE_TOKEN} in {where}; only human turns may hold images")
-    if ROLES.get(name) == "assistant" and not text.strip():
-        raise RecordError(f"{field}.{content}: found an empty answer; write it or remove it and its question")
-    return name, text, loss_weight(f"{field}.", entry)
-
-
-def _part(field: str, part: Any, paths: list[Any]) -> str:
-    """The text of a part of a message, as Hugging Face's chats have them."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    if kind != "image":
         raise RecordError(
-            f"{field}: found {repr(part)[:80]}; a part is {{'type': 'text', 'text': ...}} or {{'type': 'image'}}"
+            f"{field_of((*place, content))}: found {IMAGE_TOKEN} in {where}; only human turns may hold images"
         )
-    paths.extend(part[key] for key in ("image", "path") if part.get(key) is not None)
+    if ROLES.get(name) == "assistant" and not text.strip():
+        raise RecordError(
+            f"{field_of((*place, content))}: found an empty answer; write it or remove it and its question"
+        )
+    return name, text, loss_weight(place, entry)
+
+
+def _part(place: Place, part: Any, images: list[tuple[Place, Any]]) -> str:
+    """The text of a part of a message, as transformers' chat templates and OpenAI's messages have them.
+
+    `<image>` for an image, which is added to `images` where the part holds it.
+    """
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict) and kind in ("text", None) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind in _OTHER_MEDIA or kind in ("video_url", "input_audio"):
+        raise _not_trained_on(field_of((*place, "type")), kind)
+    if kind not in ("image", "image_url") and (kind is not None or not isinstance(part, dict) or "image" not in part):
+        raise RecordError(
+            f"{field_of(place)}: found {shown(part)}; a part is {{'type': 'text', 'text': ...}}, {{'type': 'image'}} "
+            "or {'type': 'image_url', 'image_url': {'url': ...}}"
+        )
+    key = next((key for key in _IMAGE_KEYS if part.get(key) is not None), None)
+    if key in ("path", "bytes"):
+        # The part itself is what a table has as an image.
+        images.append((place, {name: part.get(name) for name in ("bytes", "path")}))
+    elif key is not None:
+        images.append(((*place, key), part[key]))
     return IMAGE_TOKEN
+
+
+def _not_trained_on(field: str, value: Any) -> RecordError:
+    return RecordError(
+        f"{field}: found {shown(value)}; only text and images are trained on: remove the record, or give images in "
+        "place of it"
+    )

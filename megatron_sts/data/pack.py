@@ -1,7 +1,8 @@
 """Writes a data file and its images as webdataset shards, with the index that megatron-energon reads them by.
 
 A shard is a tar file in which each record is a few members of one base name: `000000012.json`, the record as it was,
-and `000000012.0.jpg`, `000000012.1.png`, the files of its images, byte for byte, in the record's order.
+and `000000012.0.jpg`, `000000012.1.png`, the files of its images, byte for byte, in the record's order. An image that
+stood inside the record becomes such a file, and its name stands in its place.
 """
 
 import io
@@ -10,15 +11,30 @@ import re
 import shutil
 import struct
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_sts.data.embedded_image import EmbeddedImage, Place
 from megatron_sts.data.llava_json import sample_of_record
-from megatron_sts.data.pictures import check_is_file, resolve_image
+from megatron_sts.data.pictures import ImageFile, check_is_file, find_picture
 from megatron_sts.data.stored_samples import read_samples
 from megatron_sts.data.workers import Progress
 from megatron_sts.errors import DataError
+
+# How files begin, and what such a file's name ends in.
+_SUFFIXES = {
+    b"\xff\xd8": "jpg",
+    b"\x89PNG": "png",
+    b"GIF8": "gif",
+    b"RIFF": "webp",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+    b"P5": "ppm",
+    b"P6": "ppm",
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +73,9 @@ def pack(
         for number in range(len(samples)):
             record, _ = samples.places.read(number)
             sample = sample_of_record(number, record)
-            if root is None and sample.images:
+            if root is None and any(isinstance(picture, str) for picture in sample.images):
                 raise DataError(f"{data_file}: names images; give the folder that holds them (--images)")
-            files = [] if root is None else [resolve_image(root, str(path)) for path in sample.images]
+            files = [find_picture(root, picture) for picture in sample.images]
             shard = shard or _Shard(partial / f"shard-{len(shards):06d}.tar")
             shard.add(f"{number:09d}", record, files)
             images += len(files)
@@ -88,13 +104,23 @@ class _Shard:
         """Bytes so far."""
         return int(self._tar.offset)
 
-    def add(self, key: str, record: Any, images: list[Path]) -> None:
+    def add(self, key: str, record: Any, images: Sequence[ImageFile]) -> None:
+        """Add a record, which must be the caller's no longer: the names of images that stood inside it go in there."""
+        members = []
+        for number, file in enumerate(images):
+            check_is_file(file)
+            if isinstance(file, EmbeddedImage):
+                content = file.read()
+                suffix = next((suffix for head, suffix in _SUFFIXES.items() if content.startswith(head)), "image")
+                _put(record, file.place, f"{key}.{number}.{suffix}")
+            else:
+                assert isinstance(file, Path)
+                content, suffix = file.read_bytes(), re.sub(r"[^a-z0-9]", "", file.suffix.lower()) or "image"
+            members.append((f"{key}.{number}.{suffix}", content))
         self._starts.append(self.size)
         self._member(f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
-        for place, file in enumerate(images):
-            check_is_file(file)
-            suffix = re.sub(r"[^a-z0-9]", "", file.suffix.lower()) or "image"
-            self._member(f"{key}.{place}.{suffix}", file.read_bytes())
+        for name, content in members:
+            self._member(name, content)
 
     def close(self) -> int:
         """Finish the file and write its index; returns the number of records."""
@@ -110,6 +136,14 @@ class _Shard:
         member = tarfile.TarInfo(name)
         member.size = len(content)
         self._tar.addfile(member, io.BytesIO(content))
+
+
+def _put(record: Any, place: Place, value: str) -> None:
+    """Replace what stands at a place of a record."""
+    *before, last = place
+    for key in before:
+        record = record[key]
+    record[last] = value
 
 
 def _describe(directory: Path, shards: dict[str, int]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_sts.data.embedded_image import EmbeddedImage
 from megatron_sts.data.sample import Picture
 
 
@@ -19,15 +20,17 @@ class PixelCache:
     def __init__(self, capacity_bytes: int) -> None:
         self._room = capacity_bytes
         # Arrays, not tensors: a tensor sent to another process stays in shared memory while it is held here.
-        self._pictures: dict[Picture, np.ndarray] = {}
+        self._pictures: dict[Picture | bytes, np.ndarray] = {}
 
     def get(self, picture: Picture, read: Callable[[Picture], Tensor]) -> Tensor:
         """The pixels of a picture, from memory or through `read`; always a tensor of the caller's own."""
-        held = self._pictures.get(picture)
+        # The bytes of an image inside a record would otherwise stay in memory beside its pixels.
+        name = picture.digest if isinstance(picture, EmbeddedImage) else picture
+        held = self._pictures.get(name)
         if held is not None:
             return torch.from_numpy(held.copy())
         pixels = read(picture)
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
-            self._pictures[picture] = pixels.numpy().copy()
+            self._pictures[name] = pixels.numpy().copy()
         return pixels

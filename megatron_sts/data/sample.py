@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_sts.data.embedded_image import EmbeddedImage
 from megatron_sts.errors import DataError
 from megatron_sts.records import Member
 
 IMAGE_TOKEN = "<image>"
 
 Role = Literal["human", "assistant"]
-Picture = str | Member
-"""A path relative to the image folder, or a file in a shard."""
+Picture = str | Member | EmbeddedImage
+"""A path relative to the image folder, a file in a shard, or what stands in the record itself."""
 
 
 class RecordError(DataError):

@@ -9,8 +9,9 @@ import numpy as np
 from megatron_sts.data.llava_json import RecordError, sample_of_record
 from megatron_sts.data.picked_samples import PickedSamples
 from megatron_sts.data.sample import Sample
+from megatron_sts.data.unread_keys import UnreadKeys
 from megatron_sts.data.workers import Progress
-from megatron_sts.errors import DataError
+from megatron_sts.errors import DataError, shown
 from megatron_sts.records import RecordPlaces, find_records
 from megatron_sts.records.record_places import Members
 
@@ -43,19 +44,21 @@ class BadRecord:
     problem: str
 
     def __str__(self) -> str:
-        return f"record {self.number}{'' if self.id is None else f' (id {self.id!r})'}: {self.problem}"
+        return f"record {self.number}{'' if self.id is None else f' (id {shown(self.id)})'}: {self.problem}"
 
 
-def read_samples(source: Path | str, progress: Progress = lambda done, total: None) -> StoredSamples:
+def read_samples(
+    source: Path | str, progress: Progress = lambda done, total: None, unread: UnreadKeys | None = None
+) -> StoredSamples:
     """Every record of a `.json` file (one list), a `.jsonl` file (one record a line) or a directory of shards.
 
-    progress: told how many megabytes were read.
+    progress: told how many megabytes were read. unread: takes in the keys of the records.
 
     Raises:
         DataError: the data cannot be read, or some records are bad. All records are looked at; the message lists the
             first ten bad ones and their number.
     """
-    samples, bad = scan_records(source, progress)
+    samples, bad = scan_records(source, progress, unread)
     if bad:
         shown = "\n".join(f"  {record}" for record in bad[:_SHOWN_PROBLEMS])
         more = f" (the first {_SHOWN_PROBLEMS})" if len(bad) > _SHOWN_PROBLEMS else ""
@@ -67,14 +70,19 @@ def read_samples(source: Path | str, progress: Progress = lambda done, total: No
 
 
 def scan_records(
-    source: Path | str, progress: Progress = lambda done, total: None
+    source: Path | str, progress: Progress = lambda done, total: None, unread: UnreadKeys | None = None
 ) -> tuple[StoredSamples, list[BadRecord]]:
-    """The good records of the data, and the bad ones with what is wrong; DataError where it cannot be read."""
+    """The good records of the data, and the bad ones with what is wrong; DataError where it cannot be read.
+
+    unread: takes in the keys of the good ones.
+    """
     bad: list[BadRecord] = []
 
     def look(number: int, record: Any, members: Members) -> None:
         try:
-            sample_of_record(number, record, members)
+            sample = sample_of_record(number, record, members)
+            if unread is not None:
+                unread.look(sample.id, record)
         except RecordError as problem:
             name = record.get("id") if isinstance(record, dict) else None
             bad.append(BadRecord(number, str(name) if isinstance(name, str | int) else None, str(problem)))

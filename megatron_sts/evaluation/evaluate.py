@@ -1,11 +1,12 @@
 """Accuracy of an exported model on questions with known answers."""
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_sts.data.pictures import resolve_image
-from megatron_sts.errors import ConversionError, DataError
+from megatron_sts.errors import ConversionError, DataError, shown_path
 from megatron_sts.evaluation.fingerprint import model_fingerprint, questions_fingerprint
 from megatron_sts.evaluation.formats import FORMATS, Format, detect_format
 from megatron_sts.evaluation.generate import Generator, Progress, Request, choose_device, choose_dtype
@@ -105,12 +106,13 @@ def check_pictures(questions: Sequence[Question], root: Path) -> None:
     """Raise DataError, with the first ten, where pictures of the questions are not below `root`."""
     base, missing = root.resolve(), []
     for picture in dict.fromkeys(image for question in questions for image in question.images):
-        if not resolve_image(base, picture).is_file():
+        # os.path, because pathlib raises on some paths (too long, no permission) where os.path says no.
+        if not os.path.isfile(resolve_image(base, picture)):
             missing.append(picture)
     if missing:
-        shown = ", ".join(missing[:_SHOWN_PROBLEMS])
+        first = ", ".join(map(shown_path, missing[:_SHOWN_PROBLEMS]))
         raise DataError(
-            f"{root}: {len(missing)} pictures of the questions are not there: {shown}; give their folder with --images"
+            f"{root}: {len(missing)} pictures of the questions are not there: {first}; give their folder with --images"
         )
 
 

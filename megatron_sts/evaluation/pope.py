@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_sts.errors import DataError
+from megatron_sts.data.sample import RecordError
+from megatron_sts.errors import DataError, shown
 from megatron_sts.evaluation.questions import Question, asked, image_paths, question_id, text_of
-from megatron_sts.evaluation.records import Record, RecordError, make_all, read_records
+from megatron_sts.evaluation.records import Record, make_all, read_records
 
 INSTRUCTION = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 asks for below each question."""
@@ -96,7 +97,7 @@ def _labelled(path: Path, records: Sequence[Record], named: bool) -> list[Questi
 def _question(record: dict[str, Any], name: str | int, category: Any, label: str) -> Question:
     images = image_paths(record)
     if len(images) != 1:
-        raise RecordError(f"image: found {len(images)} pictures (question {name!r}); a POPE question has one")
+        raise RecordError(f"image: found {len(images)} pictures (question {shown(name)}); a POPE question has one")
     return Question(
         name, images, asked(text_of(record, "text"), images), label, () if category is None else (str(category),)
     )
@@ -105,7 +106,9 @@ def _question(record: dict[str, Any], name: str | int, category: Any, label: str
 def _label(record: dict[str, Any]) -> str:
     label = record.get("label")
     if label not in ("yes", "no"):
-        raise RecordError(f"label: found {label!r} (question {record.get('question_id')!r}); give 'yes' or 'no'")
+        raise RecordError(
+            f"label: found {shown(label)} (question {shown(record.get('question_id'))}); give 'yes' or 'no'"
+        )
     return str(label)
 
 

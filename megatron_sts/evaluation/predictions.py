@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from megatron_sts.data import IMAGE_TOKEN
-from megatron_sts.errors import DataError
+from megatron_sts.errors import DataError, shown
 from megatron_sts.evaluation.questions import Question
 
 
@@ -111,12 +111,12 @@ class Predictions:
 
     def _check(self, path: Path, number: int, name: Any, made_by: dict[str, Any]) -> None:
         differing = [
-            f"{key} {made_by.get(key)!r} instead of {value!r}"
+            f"{key} {shown(made_by.get(key))} instead of {value!r}"
             for key, value in self._made_by.items()
             if made_by.get(key) != value
         ]
         if differing or name not in self._questions:
-            reason = ", ".join(differing) or f"the question {name!r}, which is not asked"
+            reason = ", ".join(differing) or f"the question {shown(name)}, which is not asked"
             raise DataError(
                 f"{path}: line {number} was made by another evaluation: {reason}; give another --predictions, or "
                 "remove the file"

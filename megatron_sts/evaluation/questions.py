@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_sts.data import IMAGE_TOKEN, Turn, read_samples
-from megatron_sts.errors import DataError
-from megatron_sts.evaluation.records import RecordError, make_all, read_records
+from megatron_sts.data import IMAGE_TOKEN, Picture, Turn, read_samples
+from megatron_sts.data.image_value import image_of
+from megatron_sts.data.sample import RecordError
+from megatron_sts.errors import DataError, shown
+from megatron_sts.evaluation.records import make_all, read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def _question(record: Any) -> Question:
     identifier = question_id(record)
     category = record.get("category")
     if category is not None and not isinstance(category, str):
-        raise RecordError(f"category: found {category!r} (question {identifier!r}); give a string or none")
+        raise RecordError(f"category: found {shown(category)} (question {shown(identifier)}); give a string or none")
     images, text = image_paths(record), text_of(record, "text")
     categories = () if category is None else (category,)
     return Question(identifier, images, asked(text, images), text_of(record, "answer"), categories)
@@ -79,7 +81,7 @@ def question_id(record: Any) -> str | int:
         raise RecordError(f"found a {type(record).__name__}; give an object with question_id, text and answer")
     identifier = record.get("question_id")
     if not isinstance(identifier, str | int):
-        raise RecordError(f"question_id: found {identifier!r}; give a string or a number")
+        raise RecordError(f"question_id: found {shown(identifier)}; give a string or a number")
     return identifier
 
 
@@ -87,7 +89,7 @@ def text_of(record: dict[str, Any], field: str) -> str:
     """The text in a field of a question's record; RecordError where there is none."""
     text = record.get(field)
     if not isinstance(text, str) or not text.strip():
-        raise RecordError(f"{field}: found {text!r} (question {record.get('question_id')!r}); give its text")
+        raise RecordError(f"{field}: found {shown(text)} (question {shown(record.get('question_id'))}); give its text")
     return text
 
 
@@ -96,10 +98,15 @@ def image_paths(record: dict[str, Any]) -> tuple[str, ...]:
     images = record.get("image") or []
     images = images if isinstance(images, list) else [images]
     if not all(isinstance(image, str) and image for image in images):
-        raise RecordError(
-            f"image: found {images!r} (question {record.get('question_id')!r}); give a path or a list of paths"
-        )
-    return tuple(images)
+        raise RecordError(f"image: found {shown(images)}; give a path or a list of paths")
+    paths = [image_of(("image",), image) for image in images]
+    return tuple(_path(path, f"question {shown(record.get('question_id'))}") for path in paths)
+
+
+def _path(picture: Picture, where: str) -> str:
+    if not isinstance(picture, str):
+        raise RecordError(f"{where}: {picture}; a question's image is a file: write it to one and give its path")
+    return picture
 
 
 def _from_conversations(path: Path) -> list[Question]:
@@ -108,14 +115,14 @@ def _from_conversations(path: Path) -> list[Question]:
         for position, turn in enumerate(sample.turns):
             if turn.role == "assistant":
                 before = sample.turns[:position]
-                shown = sum(earlier.text.count(IMAGE_TOKEN) for earlier in before)
+                marks = sum(earlier.text.count(IMAGE_TOKEN) for earlier in before)
                 name = f"{sample.id}-{position // 2}"
-                images = tuple(map(str, sample.images[:shown]))
+                images = tuple(_path(image, f"{path}: record {shown(sample.id)}") for image in sample.images[:marks])
                 questions.append(Question(name, images, before, turn.text, system=sample.system))
     repeated = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
     if repeated:
         raise DataError(
             f"{path}: id: {len(repeated)} questions have an id that stands in an earlier record too, such as "
-            f"{repeated[0]!r} (record id and number of the answer); make the ids of the records differ"
+            f"{shown(repeated[0])} (record id and number of the answer); make the ids of the records differ"
         )
     return questions

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megatron_sts.errors import DataError
+from megatron_sts.data.sample import RecordError
+from megatron_sts.errors import DataError, shown
 
 _SHOWN_PROBLEMS = 10
 
 Made = TypeVar("Made")
-
-
-class RecordError(Exception):
-    """A record's first problem: the field, what was found, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +28,7 @@ def read_json(path: Path) -> Any:
     text = _read_text(path)
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _not_json(path, error) from error
 
 
@@ -50,7 +47,7 @@ def read_records(path: Path) -> list[Record]:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return _of_lines(path, text)
         raise _not_json(path, error) from error
-    except RecursionError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_json(path, error) from error
     if isinstance(records, dict) and "\n" not in text.strip():
         return _of_lines(path, text)
@@ -80,7 +77,9 @@ def make_all(
             one = make(record.value)
             seen[identity(one)] += 1
             if seen[identity(one)] > 1:
-                raise RecordError(f"question_id: {identity(one)!r} stands in an earlier record too; make them differ")
+                raise RecordError(
+                    f"question_id: {shown(identity(one))} stands in an earlier record too; make them differ"
+                )
         except RecordError as problem:
             problems.append(f"  {record.place}: {problem}")
         else:
@@ -108,7 +107,7 @@ def _of_lines(path: Path, text: str) -> list[Record]:
         if line.strip():
             try:
                 records.append(Record(f"line {number}", json.loads(line)))
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}: line {number} is not valid json ({error}); mend that line") from error
     if not records:
         raise _no_records(path)

@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatron_sts.errors import DataError
+from megatron_sts.data.sample import RecordError
+from megatron_sts.errors import DataError, shown, shown_path
 from megatron_sts.evaluation.questions import Question, asked
-from megatron_sts.evaluation.records import Record, RecordError, make_all, read_json, read_records
+from megatron_sts.evaluation.records import Record, make_all, read_json, read_records
 
 PROBLEMS_FILE, SPLITS_FILE = "problems.json", "pid_splits.json"
 OPTIONS = "ABCDE"
@@ -39,11 +40,11 @@ def read_science_qa(path: Path, split: str = "test") -> list[Question]:
     if not isinstance(problems, dict) or not isinstance(splits, dict):
         raise DataError(f"{folder}: {PROBLEMS_FILE} and {SPLITS_FILE} must each hold one object; give ScienceQA's")
     if not isinstance(splits.get(split), list):
-        raise DataError(f"{folder / SPLITS_FILE}: has no split '{split}'; choose from {', '.join(map(str, splits))}")
+        raise DataError(f"{folder / SPLITS_FILE}: has no split '{split}'; choose from {shown_path(', '.join(splits))}")
     wording = None
     if not path.is_dir() and path.name not in (PROBLEMS_FILE, SPLITS_FILE):
         wording = _wording(path)
-    chosen = [Record(f"problem {name!r}", (str(name), problems.get(str(name)))) for name in splits[split]]
+    chosen = [Record(f"problem {shown(name)}", (str(name), problems.get(str(name)))) for name in splits[split]]
 
     def question(named: tuple[str, Any]) -> Question:
         return _question(*named, split, wording)
@@ -77,17 +78,17 @@ def _wording(path: Path) -> dict[str, str]:
 
 def _question(name: str, problem: Any, split: str, wording: dict[str, str] | None) -> Question:
     if not isinstance(problem, dict):
-        raise RecordError(f"found {problem!r}; {PROBLEMS_FILE} must hold every problem of the split")
+        raise RecordError(f"found {shown(problem)}; {PROBLEMS_FILE} must hold every problem of the split")
     choices, answer = problem.get("choices"), problem.get("answer")
     if not isinstance(choices, list) or not 1 <= len(choices) <= len(OPTIONS):
-        raise RecordError(f"choices: found {choices!r}; give a list of 1 to {len(OPTIONS)} options")
+        raise RecordError(f"choices: found {shown(choices)}; give a list of 1 to {len(OPTIONS)} options")
     if not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise RecordError(f"answer: found {answer!r}; give the number of an option, from 0 to {len(choices) - 1}")
+        raise RecordError(f"answer: found {shown(answer)}; give the number of an option, from 0 to {len(choices) - 1}")
     if not isinstance(problem.get("question"), str):
-        raise RecordError(f"question: found {problem.get('question')!r}; give its text")
+        raise RecordError(f"question: found {shown(problem.get('question'))}; give its text")
     image = problem.get("image")
     if image is not None and not isinstance(image, str):
-        raise RecordError(f"image: found {image!r}; give a file name or null")
+        raise RecordError(f"image: found {shown(image)}; give a file name or null")
     if wording is not None and name not in wording:
         raise RecordError("is not in the question file; give the question file of the same split")
     # Contract: ScienceQA keeps a problem's picture in a folder of its name; `image_folder` in formats.py ends there.

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from megatron_sts.errors import DataError
 
-LARGEST_RECORD_BYTES = 16 << 20
+LARGEST_RECORD_BYTES = 64 << 20
 
 _BLOCK_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -35,6 +35,13 @@ def parse_record(where: str, text: str, first_line: int = 1) -> Any:
         raise _invalid(where, error.msg, first_line + error.lineno - 1, error.colno) from error
     except RecursionError:
         raise DataError(f"{where}: found json nested too deeply; give a LLaVA json file") from None
+    except ValueError as error:
+        raise _no_number(where, first_line) from error
+
+
+def _no_number(where: str, line: int) -> DataError:
+    """Of a whole number that Python does not read, since its digits take time that grows with their square."""
+    return DataError(f"{where}: line {line} begins a record with a number of thousands of digits; remove it")
 
 
 def _invalid(where: str, problem: str, line: int, column: int) -> DataError:
@@ -130,6 +137,8 @@ class _Window:
                 if self._read_on():
                     continue
                 raise _invalid(str(self._path), error.msg, *place) from error
+            except ValueError as error:
+                raise _no_number(str(self._path), self._position(self._place)[0]) from error
             # A number may go on where the text ends.
             if end == len(self._text) and self._read_on():
                 continue

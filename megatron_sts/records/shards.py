@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sts.config.yaml_values import read_mapping
-from megatron_sts.errors import DataError
+from megatron_sts.errors import DataError, shown, shown_path
 from megatron_sts.records.json_file import LARGEST_RECORD_BYTES, parse_record
 from megatron_sts.records.stored_file import StoredFile
 from megatron_sts.records.tar_members import TarMember, tar_members
@@ -78,7 +78,7 @@ def _training_part(directory: Path) -> list[str] | None:
     names = parts.get("train") if isinstance(parts, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or values.get("exclude"):
         raise DataError(
-            f"{split}: found split_parts.train {str(names)[:80]!r} and exclude {str(values.get('exclude'))[:80]!r}; "
+            f"{split}: found split_parts.train {shown(names)} and exclude {shown(values.get('exclude'))}; "
             "list the tar files of training under split_parts.train and exclude none"
         )
     return [expanded for name in names for expanded in _expanded(split, name)]
@@ -91,7 +91,7 @@ def _expanded(split: Path, name: str) -> list[str]:
         return [name]
     first, last = int(found[1]), int(found[2])
     if not 0 <= last - first < _MOST_SHARDS or _RANGE.search(name, found.end()):
-        raise DataError(f"{split}: found {name[:80]!r}; give a name, or one range such as shard-{{000..099}}.tar")
+        raise DataError(f"{split}: found {shown(name)}; give a name, or one range such as shard-{{000..099}}.tar")
     width = len(found[1])
     return [f"{name[: found.start()]}{number:0{width}d}{name[found.end() :]}" for number in range(first, last + 1)]
 
@@ -101,7 +101,9 @@ def scan_shard(file: StoredFile) -> Iterator[ShardRecord]:
     seen: set[str] = set()
     for key, members in groupby(tar_members(file), key=lambda member: _key(file.path, member)):
         if key in seen:
-            raise DataError(f"{file.path}: member {key!r}: stands there twice, apart; {_WANTED}, one after another")
+            raise DataError(
+                f"{file.path}: member {shown(key)}: stands there twice, apart; {_WANTED}, one after another"
+            )
         seen.add(key)
         yield _record(file, key, list(members))
 
@@ -110,7 +112,7 @@ def _key(path: Path, member: TarMember) -> str:
     folder, _, name = member.name.rpartition("/")
     base, dot, _ = name.partition(".")
     if not base or not dot:
-        raise DataError(f"{path}: member {member.name[:200]!r}: belongs to no record; {_WANTED}")
+        raise DataError(f"{path}: member {shown(member.name)}: belongs to no record; {_WANTED}")
     return f"{folder}/{base}"
 
 
@@ -119,14 +121,14 @@ def _record(file: StoredFile, key: str, members: list[TarMember]) -> ShardRecord
     for member in members:
         part = member.name.rpartition("/")[2].partition(".")[2].lower()
         if part in parts:
-            raise DataError(f"{file.path}: member {member.name[:200]!r}: stands there twice; keep one")
+            raise DataError(f"{file.path}: member {shown(member.name)}: stands there twice; keep one")
         if part != "json" and not (_PICTURE.fullmatch(part) or _NUMBERED.fullmatch(part)):
-            raise DataError(f"{file.path}: member {member.name[:200]!r}: is of no use; {_WANTED}")
+            raise DataError(f"{file.path}: member {shown(member.name)}: is of no use; {_WANTED}")
         parts[part] = member
     text = parts.pop("json", None)
     if text is None:
-        raise DataError(f"{file.path}: member {members[0].name[:200]!r}: no json of that name beside it; {_WANTED}")
-    where = f"{file.path}: member {text.name[:200]!r}"
+        raise DataError(f"{file.path}: member {shown(members[0].name)}: no json of that name beside it; {_WANTED}")
+    where = f"{file.path}: member {shown(text.name)}"
     if text.size > LARGEST_RECORD_BYTES:
         raise DataError(f"{where}: a record of {text.size} bytes, {LARGEST_RECORD_BYTES} are allowed; remove it")
     try:
@@ -142,5 +144,5 @@ def _in_order(where: str, pictures: dict[str, TarMember]) -> tuple[TarMember, ..
     numbers = {part: int(found[1]) for part in pictures if (found := _NUMBERED.fullmatch(part))}
     order = sorted(numbers, key=lambda part: numbers[part])
     if [numbers[part] for part in order] != list(range(len(pictures))):
-        raise DataError(f"{where}: the pictures beside it are {', '.join(pictures)[:200]}; number them from 0 on")
+        raise DataError(f"{where}: the pictures beside it are {shown_path(', '.join(pictures))}; number them from 0 on")
     return tuple(pictures[part] for part in order)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from megatron_sts.errors import DataError
+from megatron_sts.errors import DataError, shown
 from megatron_sts.records.stored_file import StoredFile
 
 LARGEST_MEMBER_BYTES = 256 << 20
@@ -67,7 +67,7 @@ def _members(path: Path, file: BinaryIO, size: int) -> Iterator[TarMember]:
 
 
 def _check(path: Path, member: tarfile.TarInfo, size: int) -> None:
-    name = f"{path}: member {member.name[:200]!r}"
+    name = f"{path}: member {shown(member.name)}"
     if not (member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.isdir()) or member.sparse is not None:
         kind = "link" if member.issym() or member.islnk() else "sparse file" if member.issparse() else "device"
         raise DataError(f"{name}: found a {kind}; a shard holds regular files alone: pack it again")

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from megatron_sts.config import QUARANTINE_FILE, Recipe, StageConfig
 from megatron_sts.data import RawItem, Sample
-from megatron_sts.errors import DataError
+from megatron_sts.errors import DataError, shown
 from megatron_sts.parallel.together import from_all_ranks
 from megatron_sts.train.progress import forget_steps_after
 
@@ -79,12 +79,12 @@ class Quarantine:
             bad = BadSample(self._stage.name, step, index, self._samples[index].id, problems[index])
             self._found[index] = bad
             if self._is_writer:
-                logger.warning("record %r is left out: %s", bad.id, bad.problem)
+                logger.warning("record %s is left out: %s", shown(bad.id), bad.problem)
                 with self._file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(bad)) + "\n")
         allowed = self._stage.data.max_bad_records
         if len(self._found) > allowed:
-            listed = "\n".join(f"  record {bad.id!r}: {bad.problem}" for bad in self._found.values())
+            listed = "\n".join(f"  record {shown(bad.id)}: {bad.problem}" for bad in self._found.values())
             raise DataError(
                 f"data.max_bad_records: found {len(self._found)} records of stage {self._stage.name} with a picture "
                 f"that cannot be read, {allowed} are allowed; mend or remove them, or raise it:\n{listed}"

@@ -66,7 +66,7 @@ def test_every_kind_of_problem_is_found_by_id(
     )
     assert told == {"MB read": (1, 1), "images": (11, 11), "records": (76, 76)}
     assert (found["records"], found["usable"], found["text_only"]) == (78, 72, 3)
-    assert found["images"] == {"named": 73, "files": 11, "bad_files": 3, "most_in_a_record": 1}
+    assert found["images"] == {"named": 73, "files": 11, "embedded": 0, "bad_files": 3, "most_in_a_record": 1}
     problems = found["problems"]
     assert [(one["record"], one["id"]) for one in problems["bad_records"]] == [(74, "broken"), (77, None)]
     assert problems["repeated_ids"] == [{"id": "twice"}]

@@ -113,8 +113,8 @@ def test_jsonl_is_one_record_a_line_with_unicode_separators_inside_strings(tmp_p
         ({"image": ".."}, ["image: found '..'", "leaves the image folder"]),
         ({"image": ""}, ["image: found ''", "leave the field out"]),
         ({"image": "a\0.png"}, ["image: found 'a\\x00.png'"]),
-        ({"image": {"path": "a.png"}}, ["image: found {'path': 'a.png'}"]),
-        ({"image": [1]}, ["image: found 1"]),
+        ({"image": {"name": "a.png"}}, ["image: found {'name': 'a.png'}"]),
+        ({"image": [1]}, ["image[0]: found 1"]),
     ],
 )
 def test_a_bad_record_is_named_with_file_field_value_and_remedy(
@@ -244,12 +244,12 @@ def test_the_messages_form_of_hugging_face_is_read(tmp_path: Path) -> None:
             {"image": "a.png", "images": ["b.png"], "conversations": conversation(("human", "b"), ("gpt", "c"))},
             "image: found both 'image' and 'images'",
         ),
-        ({"images": [""], "conversations": conversation(("human", "b"), ("gpt", "c"))}, "images: found ''"),
+        ({"images": [""], "conversations": conversation(("human", "b"), ("gpt", "c"))}, "images[0]: found ''"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role: found 'tool'"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content: found 3"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
-            "messages[0].content[0]: found {'type': 'vi",
+            {"messages": [{"role": "user", "content": [{"type": "table"}]}]},
+            "messages[0].content[0]: found {'type': 'table'}; a part is",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]},
@@ -267,3 +267,85 @@ def test_a_scan_gives_the_good_records_and_the_bad_ones(tmp_path: Path) -> None:
     assert [sample.id for sample in samples] == ["1"]
     assert [(record.number, record.id) for record in bad] == [(0, "5"), (2, None)]
     assert str(bad[1]).startswith("record 2: found a int")
+
+
+PARTS = [
+    {"type": "image_url", "image_url": {"url": "a.png", "detail": "high"}},
+    {"type": "text", "text": " and "},
+    {"type": "image", "image": "b.png"},
+    {"type": "image_url", "image_url": "c.png"},
+    {"type": "image", "bytes": None, "path": "d.png"},
+    {"image": {"bytes": None, "path": "e.png"}},
+    {"type": "image", "url": "f.png"},
+    {"text": "?"},
+]
+
+
+def test_the_parts_of_openais_messages_and_of_chat_templates_are_read_in_order(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": PARTS}, {"role": "assistant", "content": [{"type": "text", "text": "no"}]}]
+    (sample,) = read_samples(write(tmp_path, [{"messages": messages}]))
+    assert sample.images == ("a.png", "b.png", "c.png", "d.png", "e.png", "f.png")
+    assert sample.turns == (
+        Turn("human", "<image> and <image><image><image><image><image>?"),
+        Turn("assistant", "no"),
+    )
+
+
+def test_parts_without_a_path_stand_for_the_images_of_the_record(tmp_path: Path) -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": "What?"}, {"type": "image"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "two"}]
+    (sample,) = read_samples(write(tmp_path, [{"images": ["a.png", "b.png"], "messages": messages}]))
+    assert (sample.images, sample.turns[0].text) == (("a.png", "b.png"), "<image>What?<image>")
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"video": "a.mp4", "conversations": [QUESTION, ANSWER]}, "video: found 'a.mp4'; only text and images"),
+        ({"videos": ["a.mp4"], "conversations": [QUESTION, ANSWER]}, "videos: found ['a.mp4']"),
+        ({"audio": "a.wav", "conversations": [QUESTION, ANSWER]}, "audio: found 'a.wav'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]},
+            "messages[0].content[0].type: found 'video'; only text and images",
+        ),
+    ],
+)
+def test_a_record_about_something_else_than_text_and_images_is_refused(
+    tmp_path: Path, record: dict[str, Any], expected: str
+) -> None:
+    assert expected in message_for(tmp_path, record)
+
+
+def test_an_empty_column_for_videos_does_no_harm(tmp_path: Path) -> None:
+    record = {"video": None, "videos": [], "conversations": [{"from": "human", "value": "Hi"}, ANSWER]}
+    assert len(read_samples(write(tmp_path, [record]))) == 1
+
+
+def test_no_message_shows_more_than_80_characters_of_a_value(tmp_path: Path) -> None:
+    long = "y" * 100_000
+    turns = [{"from": "human", "value": "Hi"}, ANSWER]
+    for record in (
+        {"id": [long]},
+        {"id": long, "conversations": None},
+        {"conversations": long},
+        {"conversations": [long, ANSWER]},
+        {"conversations": [{"from": long, "value": ""}, ANSWER]},
+        {"conversations": [{"from": "human", "value": {"a": [long]}}, ANSWER]},
+        {"messages": [{"role": "user", "content": [{"type": long}]}]},
+        {"conversations": turns, "loss_weight": long},
+        {"conversations": turns, "video": long},
+        {"conversations": turns, "image": long},
+        {"conversations": turns, "image": "a/" * 40_000},
+        {"conversations": turns, "image": [{"bytes": [long]}]},
+        {"conversations": turns, "image": f"https://example.org/{long}"},
+        {"conversations": turns, "image": f"data:image/png,{long}"},
+    ):
+        message = message_for(tmp_path, record)
+        assert "y" * 81 not in message and "a/" * 41 not in message and len(message) < 800, message[:1000]
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    for name, text in (("data.json", "[%s]"), ("data.jsonl", "%s"), ("data.json", '[{"id": 1},\n{"id": %s}]')):
+        (tmp_path / name).write_text(text % ("1" * 5000))
+        with pytest.raises(DataError, match=r"line \d begins a record with a number of thousands of digits; remove it"):
+            read_samples(tmp_path / name)

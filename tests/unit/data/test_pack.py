@@ -1,12 +1,16 @@
 """Shows that shards hold the records and the files of their images as they were, and that other readers read them."""
 
+import base64
 import json
 import tarfile
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
+from megatron_sts.data import ImageReader, load_image_processor, read_samples
+from megatron_sts.data.check import check_data
 from megatron_sts.data.pack import pack
 from megatron_sts.errors import DataError
 from tests.tiny import tiny_data
@@ -86,4 +90,75 @@ def test_a_bad_image_leaves_no_directory(data: Path, tmp_path: Path, damage: str
         picture.touch()
     with pytest.raises(DataError, match=r"no such image|outside the image folder|is empty"):
         pack(data, tmp_path / "images", tmp_path / "shards", shard_bytes=1 << 20)
+    assert not (tmp_path / "shards").exists()
+
+
+def embedded_data(folder: Path) -> tuple[Path, list[Path]]:
+    """Records with images inside, in all the ways there are, one beside a path; and the files of the images."""
+    files = [folder / "images" / f"{number}.png" for number in (0, 1, 3)]
+    first, second, third = (base64.b64encode(file.read_bytes()).decode() for file in files)
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "red"}]
+    parts: list[Any] = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{first}"}},
+        {"type": "text", "text": "and"},
+        {"type": "image", "bytes": second, "path": "x.png"},
+        {"type": "image", "image": "3.png"},
+    ]
+    records = [
+        {"image": first, "conversations": turns},
+        {"images": [{"bytes": second, "path": None}, "0.png"], "conversations": turns},
+        {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "red"}]},
+        {"image": f"data:;base64,{third}", "conversations": turns},
+    ]
+    data = folder / "embedded.jsonl"
+    data.write_text("\n".join(map(json.dumps, records)))
+    return data, [files[place] for place in (0, 1, 0, 0, 1, 2, 2)]
+
+
+def test_images_inside_records_become_files_of_the_shard_and_train_alike(data: Path, tmp_path: Path) -> None:
+    embedded, files = embedded_data(tmp_path)
+    packed = pack(embedded, tmp_path / "images", tmp_path / "shards", shard_bytes=1 << 20)
+    assert packed.images == 7
+    found, given = read_samples(tmp_path / "shards"), read_samples(embedded)
+    processor = load_image_processor(None, "clip", 56)
+    shards, folder = ImageReader(processor, None), ImageReader(processor, tmp_path / "images")
+    for one, other in zip(found, given, strict=True):
+        assert (one.id, one.turns) == (other.id, other.turns)
+        for member, image in zip(one.images, other.images, strict=True):
+            file = files.pop(0)
+            assert member.read() == file.read_bytes()  # type: ignore[union-attr]
+            assert torch.equal(shards.read(member), folder.read(image))
+            assert torch.equal(shards.read(member), folder.read(file.name))
+    with tarfile.open(tmp_path / "shards" / "shard-000000.tar") as shard:
+        texts = [shard.extractfile(name).read() for name in shard.getnames() if name.endswith(".json")]  # type: ignore[union-attr]
+    assert max(map(len, texts)) < 400
+    assert json.loads(texts[1])["images"] == [{"bytes": "000000001.0.png", "path": None}, "0.png"]
+
+
+def test_images_inside_records_are_checked_as_files_are(data: Path, tmp_path: Path) -> None:
+    embedded, _ = embedded_data(tmp_path)
+    lines = embedded.read_text().splitlines()
+    damaged = lines[0].replace("red", "damaged").replace("iVBORw0KGgoAAAANSUhEUgAA", "iVBORw0KGgoAAAANSUhEUgBB")
+    embedded.write_text("\n".join([*lines, damaged]))
+    for workers in (0, 2):
+        usable = tmp_path / f"usable{workers}.jsonl"
+        found = check_data(embedded, tmp_path / "images", workers=workers, usable_file=usable)
+        assert (found["records"], found["usable"], found["text_only"]) == (5, 4, 0)
+        assert found["images"] == {"named": 8, "files": 2, "embedded": 6, "bad_files": 1, "most_in_a_record": 3}
+        (problem,) = found["problems"]["images"]
+        assert (problem["id"], problem["image"]) == ("4", "inside the record")
+        assert problem["problem"].startswith("image: an image inside the record ('iVBORw0KGgo")
+        assert usable.read_text() == "".join(f"{line}\n" for line in lines)
+    # Also without a folder: the images that are there need none.
+    assert check_data(embedded, None)["images"]["bad_files"] == 1
+
+
+def test_a_damaged_image_inside_a_record_leaves_no_shards(data: Path, tmp_path: Path) -> None:
+    record = {
+        "image": {"bytes": "!!"},
+        "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+    }
+    (tmp_path / "bad.json").write_text(json.dumps([record]))
+    with pytest.raises(DataError, match=r"image.bytes: .*is no base64"):
+        pack(tmp_path / "bad.json", None, tmp_path / "shards", shard_bytes=1 << 20)
     assert not (tmp_path / "shards").exists()

@@ -150,7 +150,7 @@ def test_truncated_pictures_are_refused(tmp_path: Path) -> None:
         whole = file.read_bytes()
         for share in (2, 10):
             file.write_bytes(whole[: len(whole) // share])
-            with pytest.raises(DataError, match=rf"{name}: cannot be decoded .*; replace the file"):
+            with pytest.raises(DataError, match=rf"{name}: cannot be decoded .*; replace it"):
                 read_picture(file)
 
 
