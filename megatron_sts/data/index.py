@@ -18,10 +18,8 @@ from megatron_sts.data.sample import Sample
 from megatron_sts.data.templates import Template
 from megatron_sts.data.workers import Progress, in_workers
 from megatron_sts.errors import DataError, shown, shown_path
+from megatron_sts.parallel.sequence import Ranges
 from megatron_sts.records import Member
-
-Ranges = tuple[tuple[int, int], ...]
-"""Positions [start, end), ascending."""
 
 SHOWN_SAMPLES = 10
 

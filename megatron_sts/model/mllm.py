@@ -17,10 +17,11 @@ from megatron_sts.data import Batch
 from megatron_sts.model.packing import packed_parameters
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.skippable_layer import hand_down_plan
+from megatron_sts.model.text_rows import TextRows, text_rows
 from megatron_sts.model.vision import VisionTower
 from megatron_sts.model.visual_tokens import VisualTokens
 from megatron_sts.parallel.chunk import take
-from megatron_sts.parallel.sequence import own_ranges
+from megatron_sts.parallel.sequence import Ranges, own_ranges
 from megatron_sts.sts import StepPlan
 
 
@@ -69,18 +70,26 @@ class MultimodalModel(MegatronModule):
         """The tied embedding, whose gradients megatron-core sums over the first and the last stage."""
         return self.language.shared_embedding_or_output_weight()
 
+    def text_rows(self, text: Sequence[Ranges], segments: Sequence[int]) -> TextRows:
+        """Where this rank finds the text of a micro-batch; see `model.text_rows`."""
+        return text_rows(text, segments, self.config, self.pg_collection)
+
     def forward(
-        self, batch: Batch | None, labels: Tensor | None = None, segments: Sequence[int] | None = None
+        self,
+        batch: Batch | None,
+        labels: Tensor | None = None,
+        segments: Sequence[int] | None = None,
+        text: TextRows | None = None,
     ) -> Tensor:
         """One micro-batch through this chunk.
 
         The batch holds whole sequences; s is what a context-parallel rank holds of them.
         1. First chunk: embed the text, select, project and merge the visual tokens of the own sequence chunk.
-        2. Run the chunk's layers; those that the plan skips are the identity.
+        2. Run the chunk's layers; those that the plan skips are the identity, or leave out their MLP for visual tokens.
         3. Last chunk: with labels [b, s] the loss per token [b, s], without the logits [b, s, V / t].
         Other chunks return hidden states [s, b, h] (s divided by t under sequence parallelism).
         segments: lengths of the samples that lie end to end in a micro-batch of one row: each attends to itself
-        alone, with positions of its own.
+        alone, with positions of its own. text: needed where the plan skips layers for visual tokens.
         """
         embedded = None
         if self.pre_process:
@@ -93,6 +102,8 @@ class MultimodalModel(MegatronModule):
             decoder_input=embedded,
             labels=labels,
             packed_seq_params=None if segments is None else packed_parameters(segments, self.pg_collection.cp.size()),
+            # Contract: SkippableTransformerLayer takes it for what it is.
+            extra_block_kwargs=None if text is None else {"attention_bias": text},
         )
 
     def _embed(self, batch: Batch, segments: Sequence[int] | None = None) -> Tensor:

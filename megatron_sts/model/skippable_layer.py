@@ -6,19 +6,24 @@ from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 from torch.nn import Parameter
 
+from megatron_sts.model.text_rows import TextRows
 from megatron_sts.sts import StepPlan
 
 
 class SkippableTransformerLayer(TransformerLayer):
     """megatron-core's TransformerLayer; where the plan skips it, the identity, forward and backward.
 
+    Where the plan skips it for visual tokens, attention runs for all rows and the MLP, with its norm and its residual
+    addition, for those of text alone.
     Contract: `train/optimizer.py` leaves the weights and moments of a skipped layer alone in that step.
     """
 
     skipped = False
+    skipped_for_visual = False
     when_skipped: Callable[[], None] | None = None
     """Called where the layer's forward pass would have been."""
     ends_chunk = False
@@ -47,14 +52,33 @@ class SkippableTransformerLayer(TransformerLayer):
             hidden_states = hidden_states.clone()
         return hidden_states, kwargs.get("context")
 
+    def forward(
+        self, *args: Any, attention_bias: TextRows | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden_states [s, b, h] -> ([s, b, h], context).
+
+        attention_bias: the text rows of the micro-batch, and no bias, which no attention here has. Of what
+        TransformerBlock takes it alone reaches a layer as it was given, whatever it is, and once more where the layer
+        is recomputed: by then other micro-batches have passed, and nothing that a layer remembers would do.
+        """
+        if not self.skipped_for_visual:
+            return super().forward(*args, **kwargs)
+        assert attention_bias is not None, "a step that skips layers for visual tokens is told where text is"
+        hidden_states, context = self._forward_attention(*args, **kwargs)
+        output = attention_bias.apply(self._forward_mlp, hidden_states)
+        # The schedules free what a chunk hands on, and refuse views.
+        return make_viewless_tensor(output, requires_grad=output.requires_grad, keep_graph=True), context
+
 
 def hand_down_plan(layers: Iterable[SkippableTransformerLayer], plan: StepPlan) -> None:
-    """Tell the layers of one model chunk whether they run in the step.
+    """Tell the layers of one model chunk whether they run in the step, and for which tokens.
 
     Called before the step, not per micro-batch: recomputation in the backward pass meets the same decision.
     """
     for layer in layers:
-        layer.skipped = (layer.layer_number - 1) in plan.skipped_layers
+        number = layer.layer_number - 1
+        layer.skipped = number in plan.skipped_layers
+        layer.skipped_for_visual = number in plan.layers_skipped_for_visual
 
 
 def parameters_of_skipped(layers: Iterable[SkippableTransformerLayer]) -> Iterator[Parameter]:

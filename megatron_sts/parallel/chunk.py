@@ -3,15 +3,17 @@
 import torch
 from torch import Tensor
 
+from megatron_sts.parallel.sequence import Ranges
 
-def take(rows: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+
+def take(rows: Tensor, ranges: Ranges) -> Tensor:
     """[b, s] -> the positions of the ranges, one after another, [b, sum of their lengths]."""
     if ranges == ((0, rows.size(1)),):
         return rows
     return torch.cat([rows[:, start:end] for start, end in ranges], dim=1)
 
 
-def places_in(ranges: tuple[tuple[int, int], ...], positions: Tensor) -> Tensor:
+def places_in(ranges: Ranges, positions: Tensor) -> Tensor:
     """Of each position its place in the chunk that the ranges [start, end) make up, which ascend; -1 outside."""
     starts, ends = (torch.tensor(bounds, device=positions.device) for bounds in zip(*ranges, strict=True))
     lengths = ends - starts

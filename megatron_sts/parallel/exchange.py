@@ -16,6 +16,25 @@ def own_share(count: int, rank: int, size: int) -> range:
     return range(rank * count // size, (rank + 1) * count // size)
 
 
+def deal_evenly(counts: Sequence[int]) -> list[list[int]]:
+    """How many of its `counts[i]` things rank i gives to rank j, so that each ends up with its `own_share` of them all.
+
+    [i][i] are those that stay; no more move than must.
+    """
+    ranks, total = range(len(counts)), sum(counts)
+    shares = [len(own_share(total, rank, len(counts))) for rank in ranks]
+    given = [[min(counts[i], shares[i]) if i == j else 0 for j in ranks] for i in ranks]
+    room = [share - min(count, share) for count, share in zip(counts, shares, strict=True)]
+    for giver, count in enumerate(counts):
+        left = count - given[giver][giver]
+        for taker in ranks:
+            moved = min(left, room[taker])
+            given[giver][taker] += moved
+            room[taker] -= moved
+            left -= moved
+    return given
+
+
 def send_to_owners(rows: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """rows [r, w] in the order of the ranks they go to, `sent[i]` of them to rank i -> `received[i]` from each rank i.
 

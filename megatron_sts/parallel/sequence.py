@@ -6,6 +6,9 @@ from itertools import accumulate, pairwise
 
 from megatron_sts.config import FP8_MULTIPLE, Recipe
 
+Ranges = tuple[tuple[int, int], ...]
+"""Positions [start, end) of a sequence, ascending."""
+
 
 def length_multiple(recipe: Recipe) -> int:
     """What a padded sequence length must be a multiple of.
@@ -40,7 +43,7 @@ def sample_multiple(context_size: int) -> int:
 
 def own_ranges(
     segments: Sequence[int], tensor_rank: int = 0, tensor_size: int = 1, context_rank: int = 0, context_size: int = 1
-) -> tuple[tuple[int, int], ...]:
+) -> Ranges:
     """The positions [start, end) of a row that a rank holds, in the order in which it holds them, which is ascending.
 
     segments: the lengths of what lies end to end in the row, its own alone where nothing is packed.

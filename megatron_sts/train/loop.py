@@ -114,6 +114,7 @@ def train_stage(
                 running.requests.reason,
                 shape.own_segments(place),
                 saver.is_at_work,
+                data.own_text(plan, place),
             )
             now = time.perf_counter()
             progress.record(_figures(stage, data, plan, result, rate, now - began, waited, saver.take_stall()))

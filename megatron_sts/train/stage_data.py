@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
+from itertools import accumulate, repeat
 
 import torch.distributed as dist
 from rich.console import Console
@@ -31,7 +31,7 @@ from megatron_sts.data import (
 from megatron_sts.data.workers import Progress, StartProgress, untold
 from megatron_sts.evaluation.progress import shown_if_long
 from megatron_sts.parallel.groups import Place
-from megatron_sts.parallel.sequence import padded_length, round_up, sample_multiple
+from megatron_sts.parallel.sequence import Ranges, padded_length, round_up, sample_multiple
 from megatron_sts.parallel.together import rank_zero_works
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
 from megatron_sts.train.quarantine import Quarantine
@@ -143,6 +143,24 @@ class StageData:
         length = padded_length(max(map(sum, rows)), self._recipe)
         segments = tuple(with_tail(row, length) for row in rows)
         return StepShape(length, len(segments), images, tokens, segments)
+
+    def own_text(self, plan: StepPlan, place: Place) -> list[list[Ranges]] | None:
+        """Of this rank's micro-batches the positions of text in each row, on every pipeline stage.
+
+        None where no layer of the plan is skipped for visual tokens, so that nobody asks.
+        """
+        if not plan.layers_skipped_for_visual:
+            return None
+        found = []
+        for indices in self.micro_batches(plan.step)[place.data_rank :: place.data_size]:
+            index = self.index.of(indices)
+            rows = index.text_ranges(plan.visual_tokens)
+            if self._stage.data.packing:
+                lengths = [round_up(length, self._multiple) for length in index.lengths(plan.visual_tokens).tolist()]
+                starts = accumulate(lengths, initial=0)
+                rows = [tuple((a + start, b + start) for start, row in zip(starts, rows, strict=False) for a, b in row)]
+            found.append(rows)
+        return found
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """Samples of each micro-batch of a 0-based step; those of the data-parallel ranks take turns."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from megatron_sts.data import IGNORED_LABEL, Batch
 from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.skippable_layer import parameters_of_skipped
+from megatron_sts.model.text_rows import TextRows
 from megatron_sts.parallel.chunk import take
 from megatron_sts.parallel.groups import Place
-from megatron_sts.parallel.sequence import own_ranges
+from megatron_sts.parallel.sequence import Ranges, own_ranges
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.bad_steps import Judgement, StepJudge
 from megatron_sts.train.optimizer import StageOptimizer
@@ -101,6 +103,7 @@ class TrainStep:
         stop: Callable[[], StopReason] = _never,
         segments: Sequence[Sequence[int]] | None = None,
         saves: Callable[[], bool] = _nothing_at_work,
+        text: Sequence[Sequence[Ranges]] | None = None,
     ) -> StepResult:
         """One step.
 
@@ -108,9 +111,10 @@ class TrainStep:
         their number and size. length: padded sequence length of the step, the same on all ranks. stop: whether this
         rank wishes to stop, asked once the gradients are there. segments: where samples are packed, of each
         micro-batch's one row the lengths that attention keeps apart; on all pipeline stages. saves: whether this rank
-        is at work on a checkpoint, asked with `stop`.
+        is at work on a checkpoint, asked with `stop`. text: of each micro-batch the positions of text in its rows; on
+        all pipeline stages, where the plan skips layers for visual tokens.
         """
-        sums = self.forward_backward(plan, batches, micro_batches, micro, length, stop, segments, saves)
+        sums = self.forward_backward(plan, batches, micro_batches, micro, length, stop, segments, saves, text)
         judgement: Judgement | None = None
 
         def is_good(grad_norm: float) -> bool:
@@ -131,6 +135,7 @@ class TrainStep:
         stop: Callable[[], StopReason] = _never,
         segments: Sequence[Sequence[int]] | None = None,
         saves: Callable[[], bool] = _nothing_at_work,
+        text: Sequence[Sequence[Ranges]] | None = None,
     ) -> StepSums:
         """Leaves the reduced gradients, as means over supervised tokens."""
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
@@ -143,8 +148,11 @@ class TrainStep:
         self._optimizer.zero_grad()
         held = [None] * micro_batches if batches is None else [_on_device(batch) for batch in batches]
         apart = [None] * micro_batches if segments is None else segments
+        rows: list[TextRows | None] = [None] * micro_batches
+        if text is not None:
+            rows = [self._chunks[0].text_rows(*each) for each in zip(text, segments or repeat((length,)), strict=False)]
         # The interleaved schedule reads the micro-batches once for each of this rank's chunks.
-        iterators = [zip(held, apart, strict=True) for _ in self._wrapped]
+        iterators = [zip(held, apart, rows, strict=True) for _ in self._wrapped]
         losses = self._forward_backward(
             forward_step_func=partial(_forward_step, self._place),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
@@ -167,7 +175,7 @@ class TrainStep:
         held = None if batch is None else _on_device(batch)
         # The interleaved schedule takes a multiple of the pipeline stages.
         micro_batches = self._place.pipeline_size
-        iterators = [iter([(held, None)] * micro_batches) for _ in self._wrapped]
+        iterators = [iter([(held, None, None)] * micro_batches) for _ in self._wrapped]
         self._forward_backward(
             forward_step_func=partial(_forward_step, self._place),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
@@ -226,19 +234,21 @@ def _on_device(batch: Batch) -> Batch:
 
 
 def _forward_step(
-    place: Place, batches: Iterator[tuple[Batch | None, Sequence[int] | None]], model: SkippingDataParallel
+    place: Place,
+    batches: Iterator[tuple[Batch | None, Sequence[int] | None, TextRows | None]],
+    model: SkippingDataParallel,
 ) -> tuple[Tensor, Any]:
     """megatron-core's forward step: (output, function from output to (loss sum, tokens, figures)).
 
     A context-parallel rank takes the loss of the positions that it holds; sums and counts go over all ranks later.
     """
-    batch, segments = next(batches)
+    batch, segments, text = next(batches)
     if batch is None:
-        return model(None, segments=segments), None
+        return model(None, segments=segments, text=text), None
     whole = segments or (batch.labels.size(1),)
     held = own_ranges(whole, context_rank=place.context_rank, context_size=place.context_size)
     labels = take(batch.labels, held)
-    return model(batch, labels=labels.clamp_min(0), segments=segments), partial(_loss, labels)
+    return model(batch, labels=labels.clamp_min(0), segments=segments, text=text), partial(_loss, labels)
 
 
 def _loss(labels: Tensor, token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 """Runs a stage on the ranks of a test and brings home what it did, put together over the layout."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,12 @@ from tests.ranks import run_ranks
 
 @dataclass
 class Observation:
-    """losses, grad_norms, skipped: per step. gradients: of the first step, weights: after the last, by key."""
+    """Losses, gradient norms and layers skipped by step; gradients of the first and weights after the last, by key."""
 
     losses: list[float]
     grad_norms: list[float]
     skipped: list[list[int]]
+    skipped_for_visual: list[list[int]]
     gradients: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
 
@@ -55,14 +57,16 @@ def _observation(ranks: list[dict[str, Any]]) -> Observation:
         first["losses"],
         first["grad_norms"],
         first["skipped"],
-        _put_together(pieces["gradients"]),
-        _put_together(pieces["weights"]),
+        first["skipped_for_visual"],
+        whole_tensors(pieces["gradients"]),
+        whole_tensors(pieces["weights"]),
     )
 
 
 def assert_same(found: Observation, expected: Observation) -> None:
     """The same up to the rounding of fp32 sums in another order (see test_layouts.py)."""
     assert found.skipped == expected.skipped
+    assert found.skipped_for_visual == expected.skipped_for_visual
     np.testing.assert_allclose(found.losses, expected.losses, rtol=2e-6)
     np.testing.assert_allclose(found.grad_norms, expected.grad_norms, rtol=2e-5)
     for kind in ("gradients", "weights"):
@@ -87,28 +91,49 @@ def _observe_rank(recipe: Recipe, stage_name: str, steps: int) -> dict[str, Any]
     data = StageData(recipe, stage)
     parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0, resumes=False), place)
     micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
-    result: dict[str, Any] = {"losses": [], "grad_norms": [], "skipped": [], "gradients": []}
+    lists = ("losses", "grad_norms", "skipped", "skipped_for_visual", "gradients")
+    result: dict[str, Any] = {name: [] for name in lists}
     for step, batches in zip(range(steps), data.batches(place, 0), strict=False):
         plan = data.planner.plan(step)
         shape = data.shape(plan)
         arguments = (plan, batches, micro_batches, stage.batch.micro, shape.length)
-        segments = shape.own_segments(place)
+        rows = {"segments": shape.own_segments(place), "text": data.own_text(plan, place)}
         if step == 0 and not recipe.optimizer.distributed:
             # The distributed optimiser leaves each rank the sums of its own shard alone.
-            parts.step.forward_backward(*arguments, segments=segments)
-            result["gradients"] = _pieces(parts.chunks, gradients=True)
-        done = parts.step.run(*arguments, segments=segments)
+            parts.step.forward_backward(*arguments, **rows)
+            result["gradients"] = pieces_of(parts.chunks, gradients=True)
+        done = parts.step.run(*arguments, **rows)
         result["losses"].append(done.loss)
         result["grad_norms"].append(done.grad_norm)
         result["skipped"].append(sorted(plan.skipped_layers))
+        result["skipped_for_visual"].append(sorted(plan.layers_skipped_for_visual))
     parts.step.gather_weights()
-    result["weights"] = _pieces(parts.chunks, gradients=False)
+    result["weights"] = pieces_of(parts.chunks, gradients=False)
     return result
 
 
-def _pieces(chunks: list[MultimodalModel], gradients: bool) -> list[Piece]:
+def fill(chunks: list[MultimodalModel], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write whole tensors, by checkpoint key, into this rank's parts of them."""
+    for part in _parts(chunks, gradients=False):
+        with torch.no_grad():
+            part.data.copy_(tensors[part.key][_place(part.global_offset, part.prepend_axis_num, part.data.shape)])
+
+
+def pieces_of(chunks: list[MultimodalModel], gradients: bool) -> list[Piece]:
     """This rank's parts of every tensor: (key, whole shape, offset, stacked dimensions, values)."""
-    pieces = []
+    return [
+        (
+            part.key,
+            part.global_shape,
+            part.global_offset,
+            part.prepend_axis_num,
+            part.data.detach().to(torch.float64).numpy().copy(),
+        )
+        for part in _parts(chunks, gradients)
+    ]
+
+
+def _parts(chunks: list[MultimodalModel], gradients: bool) -> Iterator[ShardedTensor]:
     for chunk in chunks:
         for value in nested_values(chunk.sharded_state_dict()):
             if not isinstance(value, ShardedTensor | ShardedTensorFactory):
@@ -117,21 +142,22 @@ def _pieces(chunks: list[MultimodalModel], gradients: bool) -> list[Piece]:
                 if not hasattr(value.data, "main_grad"):
                     continue
                 value.data = value.data.main_grad
-            built = nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
-            for part in built:
-                values = part.data.detach().to(torch.float64).numpy().copy()
-                pieces.append((part.key, part.global_shape, part.global_offset, part.prepend_axis_num, values))
-    return pieces
+            yield from nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
 
 
-def _put_together(pieces: list[Piece]) -> dict[str, np.ndarray]:
+def whole_tensors(pieces: list[Piece]) -> dict[str, np.ndarray]:
+    """The tensors that the pieces of all ranks make up, by key."""
     whole: dict[str, np.ndarray] = {}
     for key, shape, offset, stacked, values in pieces:
         target = whole.setdefault(key, np.full(shape, np.nan))
-        where = (*offset[:stacked], *(slice(o, o + n) for o, n in zip(offset[stacked:], values.shape, strict=True)))
+        where = _place(offset, stacked, values.shape)
         held = target[where]
         # Replicas, and the two ends of a tied embedding, must agree wherever both hold a value.
         assert np.all(np.isnan(held) | np.isclose(held, values, rtol=1e-5, atol=1e-8)), f"replicas of {key} differ"
         target[where] = values
     assert not any(np.isnan(values).any() for values in whole.values())
     return whole
+
+
+def _place(offset: tuple[int, ...], stacked: int, shape: Sequence[int]) -> tuple[Any, ...]:
+    return (*offset[:stacked], *(slice(o, o + n) for o, n in zip(offset[stacked:], shape, strict=True)))

@@ -53,14 +53,12 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("compression")
+def records_of_many_images(root: Path) -> Path:
+    """Tokenizer and data under a directory: 0 to 3 images a record, in an order in which micro-batches have none."""
     tiny_tokenizer(root / "tokenizer")
     records = json.loads(tiny_data(root).read_text())
     pictures = [record["image"] for record in records if "image" in record]
     for number, record in enumerate(records):
-        # 0 to 3 pictures a record, in an order in which whole micro-batches have none.
         held = [pictures[(number + place) % len(pictures)] for place in range((0, 0, 3, 1, 2, 1)[number % 6])]
         question = record["conversations"][0]
         question["value"] = "<image>\n" * len(held) + question["value"].replace("<image>\n", "")
@@ -69,6 +67,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             record["image"] = held
     (root / "train.json").write_text(json.dumps(records))
     return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return records_of_many_images(tmp_path_factory.mktemp("compression"))
 
 
 def _recipes(root: Path, parallel: dict[str, Any]) -> list[Recipe]:

@@ -36,7 +36,13 @@ from tests.parallel.observe import Observation, assert_same, observe
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE, tiny_data, tiny_recipe, tiny_tokenizer
 
-STS = {"tune__skip": {"alpha": 0.6, "epsilon": 0.4, "selection": "independent"}, "tune__compress": {"keep_ratio": 0.5}}
+STS = {
+    "tune__skip": [
+        {"alpha": 0.6, "epsilon": 0.4, "selection": "independent"},
+        {"tokens": "visual", "alpha": 0.75, "selection": "independent"},
+    ],
+    "tune__compress": {"keep_ratio": 0.5},
+}
 SMOOTH = {"optimizer": {"epsilon": 1e-2, "weight_decay": 0.1}}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2_sp": (2, {"tensor": 2, "sequence_parallel": True}),
@@ -58,7 +64,7 @@ def exactly(root: Path) -> dict[str, Any]:
     for ranks, parallel in (LAYOUTS[name] for name in ("tp2_sp", "pp2_vp2", "dp2")):
         assert_same(observe(_recipe(root, parallel=parallel), "tune", ranks), one)
     assert_same(observe(_recipe(root, recompute="full"), "tune", 1), one)
-    return {"skipped": one.skipped}
+    return {"skipped": one.skipped, "skipped_for_visual": one.skipped_for_visual}
 
 
 def in_bf16(root: Path) -> dict[str, Any]:
