@@ -47,6 +47,6 @@ def count_traffic() -> Iterator[Counter[str]]:
         "all_reduce": counted_reduce,
         "reduce_scatter_tensor": counted_reduce_scatter,
     }
-    taken = {"dist_all_gather_func": counted_gather, "dist_reduce_scatter_func": counted_reduce_scatter}
+    taken: dict[str, Any] = {"dist_all_gather_func": counted_gather, "dist_reduce_scatter_func": counted_reduce_scatter}
     with patch.multiple(dist, **wrapped), patch.multiple(layers, **taken), patch.multiple(mappings, **taken):
         yield sent

@@ -11,6 +11,8 @@ again for the gradient of the weights where they are trained; attention has two 
 So trained: 3 C_matrix + 3 C_attention; frozen with a gradient passing through: 2 C_matrix + 3 C_attention. With
 d a = h and S = T + N this is F1 and F2 of the method's summary (c S = C_matrix, 2 h S^2 = C_attention); an
 explicit head size makes d a another number than h.
+A layer that is skipped for visual tokens has its attention whole and its feed-forward, 6 h f a row, for the T text
+rows alone; its other matrices and C_attention are as above. T counts text that is not padding.
 The head is 2 S h V; a projector token 2 (w h + h^2); a tower token like a layer with full attention and a plain
 feed-forward, plus the patch embedding. Norms, activations, rotary and softmax are left out: below 1% at h >= 512.
 The logits are counted over all S rows, because they are computed over all of them.
@@ -64,8 +66,11 @@ class ModelSizes:
         """Forward FLOPs of one layer's matrix products over one sequence."""
         language = self._language
         heads = 2 * language.attention_heads + 2 * language.query_groups
-        attention = language.hidden_size * language.head_size * heads
-        return 2.0 * length * (attention + 3 * language.hidden_size * language.ffn_hidden_size)
+        return 2.0 * length * language.hidden_size * language.head_size * heads + self.layer_mlp(length)
+
+    def layer_mlp(self, rows: int) -> float:
+        """Forward FLOPs of one layer's gated feed-forward over a number of rows."""
+        return 6.0 * rows * self._language.hidden_size * self._language.ffn_hidden_size
 
     def layer_attention(self, length: int) -> float:
         """Forward FLOPs of one layer's two attention products over one sequence, causal half."""
@@ -105,6 +110,8 @@ def step_flops(
     length: int,
     visual_tokens: int,
     layers_run: int,
+    layers_skipped_for_visual: int = 0,
+    text_tokens: int = 0,
     scored_tokens: int = 0,
     segments: Sequence[Sequence[int]] | None = None,
 ) -> StepFlops:
@@ -112,8 +119,9 @@ def step_flops(
 
     rows, images: in the global batch; a row is a sample, or several that are packed. length: padded sequence length,
     in tokens. segments: of each packed row, the lengths that attention keeps apart; None: each row is one.
-    visual_tokens: kept per image. layers_run: language layers that run. scored_tokens: per image, projected
-    without gradient to choose the kept ones. The dense step of the same samples has all layers, all visual
+    visual_tokens: kept per image. layers_run: language layers that run. layers_skipped_for_visual: how many of these
+    run their MLP for text alone, of which there are text_tokens in the global batch. scored_tokens: per image,
+    projected without gradient to choose the kept ones. The dense step of the same samples has all layers, all visual
     tokens and the length that goes with them.
     """
     sizes = ModelSizes(architecture)
@@ -145,10 +153,11 @@ def step_flops(
     apart = [[length]] * rows if segments is None else segments
     attention = sum(sizes.layer_attention(piece) for row in apart for piece in row)
     per_layer = rows * sizes.layer_matrices(length) * language.matrix + attention * language.attention
+    left_out = sizes.layer_mlp(rows * length - text_tokens) * language.matrix
     head = sizes.head(length) * language.matrix
     return StepFlops(
         tower=images * per_image,
         projector=projector,
-        layers=layers_run * per_layer,
+        layers=layers_run * per_layer - layers_skipped_for_visual * left_out,
         head=rows * head,
     )

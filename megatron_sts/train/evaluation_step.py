@@ -17,9 +17,10 @@ from megatron_sts.data import IGNORED_LABEL, Batch
 from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.fp8_state import fp8_state_kept
 from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.model.text_rows import TextRows
 from megatron_sts.parallel.chunk import take
 from megatron_sts.parallel.groups import Place
-from megatron_sts.parallel.sequence import own_ranges
+from megatron_sts.parallel.sequence import Ranges, own_ranges
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.held_out import HeldOutSamples
 
@@ -95,7 +96,8 @@ class EvaluationStep:
             for number, forward in enumerate(samples.passes):
                 places = forward.own(self._place)
                 batches = samples.batches(forward, plan)
-                outputs = self._run(batches, len(places), samples.micro, samples.padded_length(forward, plan))
+                text, length = samples.text(forward, plan), samples.padded_length(forward, plan)
+                outputs = self._run(batches, text, len(places), samples.micro, length)
                 for micro_batch, output in zip(places, outputs, strict=False):
                     kept = [row for row, at in enumerate(micro_batch) if at is not None]
                     sums[[micro_batch[row] for row in kept]] += output["rows"][kept].cpu()
@@ -107,11 +109,21 @@ class EvaluationStep:
         losses, tokens = sums.cpu().numpy().T
         return SampleLosses(losses, tokens)
 
-    def _run(self, batches: list[Batch] | None, micro_batches: int, micro: int, length: int) -> list[dict[str, Tensor]]:
+    def _run(
+        self,
+        batches: list[Batch] | None,
+        text: list[list[Ranges]] | None,
+        micro_batches: int,
+        micro: int,
+        length: int,
+    ) -> list[dict[str, Tensor]]:
         device = torch.cuda.current_device()
         held = [None] * micro_batches if batches is None else [batch.on_device(device) for batch in batches]
+        rows: list[TextRows | None] = [None] * micro_batches
+        if text is not None:
+            rows = [self._chunks[0].text_rows(each, (length,)) for each in text]
         # The interleaved schedule reads the micro-batches once for each of this rank's chunks.
-        iterators = [iter(held) for _ in self._modules]
+        iterators = [zip(held, rows, strict=True) for _ in self._modules]
         outputs: list[dict[str, Tensor]] = self._forward(
             forward_step_func=partial(_forward_step, self._place),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
@@ -124,15 +136,17 @@ class EvaluationStep:
         return outputs
 
 
-def _forward_step(place: Place, batches: Iterator[Batch | None], model: Module) -> tuple[Tensor, Any]:
+def _forward_step(
+    place: Place, batches: Iterator[tuple[Batch | None, TextRows | None]], model: Module
+) -> tuple[Tensor, Any]:
     """megatron-core's forward step: (output, function from output to (loss sum, tokens, figures))."""
-    batch = next(batches)
+    batch, text = next(batches)
     if batch is None:
-        return model(None), None
+        return model(None, text=text), None
     whole = (batch.labels.size(1),)
     held = own_ranges(whole, context_rank=place.context_rank, context_size=place.context_size)
     labels = take(batch.labels, held)
-    return model(batch, labels=labels.clamp_min(0)), partial(_row_losses, labels)
+    return model(batch, labels=labels.clamp_min(0), text=text), partial(_row_losses, labels)
 
 
 def _row_losses(labels: Tensor, token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

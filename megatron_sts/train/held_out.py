@@ -8,7 +8,7 @@ import numpy as np
 from megatron_sts.config import Recipe
 from megatron_sts.data import Batch, RawItem, RawItems
 from megatron_sts.parallel.groups import Place
-from megatron_sts.parallel.sequence import padded_length
+from megatron_sts.parallel.sequence import Ranges, padded_length
 from megatron_sts.parallel.together import from_all_ranks
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.stage_data import StageData
@@ -99,6 +99,16 @@ class HeldOutSamples:
         """The padded sequence length of a pass, the same on all ranks."""
         places = [place for micro_batch in forward.places for place in micro_batch if place is not None]
         return padded_length(int(self.index.lengths(plan.visual_tokens)[places].max()), self._recipe)
+
+    def text(self, forward: ForwardPass, plan: StepPlan) -> list[list[Ranges]] | None:
+        """Positions of text in each row of this data-parallel rank's micro-batches, as `StageData.own_text` has them.
+
+        A filling has none, since nobody asks what becomes of it.
+        """
+        if not plan.layers_skipped_for_visual:
+            return None
+        whole = self.index.text_ranges(plan.visual_tokens)
+        return [[() if at is None else whole[at] for at in micro_batch] for micro_batch in forward.own(self._place)]
 
     def batches(self, forward: ForwardPass, plan: StepPlan) -> list[Batch] | None:
         """This rank's micro-batches of a pass; None on middle pipeline stages. All ranks together the first time."""

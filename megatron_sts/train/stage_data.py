@@ -179,11 +179,9 @@ class StageData:
 
     def flops(self, plan: StepPlan) -> tuple[StepFlops, StepFlops]:
         """(executed, dense) FLOPs of a step; dense is the same samples with every layer and visual token."""
-        layers = self._recipe.architecture.language.layers
-        dense_plan = self.planner.dense_plan(plan.step)
-        return self._flops(plan, layers - len(plan.skipped_layers)), self._flops(dense_plan, layers)
+        return self._flops(plan), self._flops(self.planner.dense_plan(plan.step))
 
-    def _flops(self, plan: StepPlan, layers_run: int) -> StepFlops:
+    def _flops(self, plan: StepPlan) -> StepFlops:
         shape = self.shape(plan)
         return step_flops(
             self._recipe.architecture,
@@ -193,7 +191,9 @@ class StageData:
             length=shape.length,
             segments=shape.segments,
             visual_tokens=plan.visual_tokens,
-            layers_run=layers_run,
+            layers_run=self._recipe.architecture.language.layers - len(plan.skipped_layers),
+            layers_skipped_for_visual=len(plan.layers_skipped_for_visual),
+            text_tokens=shape.tokens - shape.images * plan.visual_tokens,
             scored_tokens=plan.scored_tokens,
         )
 

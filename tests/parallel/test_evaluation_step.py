@@ -59,7 +59,9 @@ def _measured(recipe: Recipe, measures: bool) -> dict[str, Any]:
             evaluation = EvaluationStep(recipe, parts.chunks, parts.step.modules, place)
             samples = HeldOutSamples(recipe, data, place, SAMPLES, micro=2)
             sparse = replace(data.planner.plan(1), skipped_layers=frozenset({1, 2}))
-            found["full"], found["sparse"] = (evaluation.losses(plan, samples) for plan in (full, sparse))
+            visual = replace(sparse, layers_skipped_for_visual=frozenset({0, 3}))
+            for name, measured in {"full": full, "sparse": sparse, "visual": visual}.items():
+                found[name] = evaluation.losses(measured, samples)
             step_samples = HeldOutSamples(recipe, data, place, data.sampler.samples_of_step(1), micro=2)
             found["step"] = evaluation.losses(data.planner.plan(1), step_samples).mean
     return found
@@ -80,6 +82,9 @@ def test_it_is_the_loss_that_training_has(alone):
     full, sparse = alone["full"], alone["sparse"]
     assert (full.tokens > 0).tolist() == [number != 3 for number in SAMPLES]
     assert np.abs(full.losses - sparse.losses)[full.tokens > 0].min() > 1e-4
+    # Number 11 has no image, whose tokens could be left out.
+    differs = np.abs(sparse.losses - alone["visual"].losses) > 1e-4
+    assert differs.tolist() == [number not in (3, 11) for number in SAMPLES]
 
 
 def test_training_goes_on_as_if_nothing_had_been_measured(root, alone):
@@ -90,7 +95,7 @@ def test_training_goes_on_as_if_nothing_had_been_measured(root, alone):
 def test_losses_are_equal_on_every_layout(root, alone, layout):
     ranks, changes = LAYOUTS[layout]
     for found in run_ranks(ranks, _measured, _recipe(root, **changes), True):
-        for plan in ("full", "sparse"):
+        for plan in ("full", "sparse", "visual"):
             np.testing.assert_array_equal(found[plan].tokens, alone[plan].tokens)
             np.testing.assert_allclose(found[plan].losses, alone[plan].losses, rtol=1e-5)
         np.testing.assert_allclose(found["training"], alone["training"], rtol=2e-5)
