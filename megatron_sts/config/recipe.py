@@ -174,6 +174,11 @@ class SkipConfig(ConfigModel):
     """Share of the stage's steps over which the rate rises linearly from 0 to what the schedule says."""
     full_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps, evenly spread, that run all layers, whatever the schedule says."""
+    max_loss_rise: float = Field(default=1.0, gt=0)
+    """Most by which leaving out may raise the loss of the weights that a stage starts from, in nats a supervised token;
+    measured before the first update, and more ends the run."""
+    accept_loss_rise: bool = False
+    """Whether a stage trains whatever leaving out costs the weights that it starts from."""
 
     @field_validator("skip_groups", "never_skip", mode="before")
     @classmethod

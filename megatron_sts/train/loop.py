@@ -14,8 +14,10 @@ from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.bad_steps import BadSteps, step_judge
 from megatron_sts.train.checkpoint import load_checkpoint, sharded_state
+from megatron_sts.train.evaluation_step import EvaluationStep
 from megatron_sts.train.figures import StepFigures
 from megatron_sts.train.fp8_start import needs_registration, register_layers
+from megatron_sts.train.loss_guard import check_loss_rise
 from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.progress import Progress
 from megatron_sts.train.resume import Start
@@ -92,6 +94,9 @@ def train_stage(
         progress.say(what_runs(recipe))
         for note in start.notes:
             progress.say(f"{stage.name}: {note}")
+        if not start.resumes:
+            evaluation = EvaluationStep(recipe, parts.chunks, parts.step.modules, place)
+            check_loss_rise(recipe, stage, data, evaluation, place, progress.say)
         bad_steps = BadSteps(recipe, stage.name, place)
         # What is there by now stays as long as the stage: no collection walks through it, and makes others wait for it.
         gc.freeze()

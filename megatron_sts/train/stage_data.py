@@ -1,5 +1,6 @@
 """The data of one stage, and the plan and shape of each of its steps."""
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from itertools import accumulate, repeat
 import torch.distributed as dist
 from rich.console import Console
 
-from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.config import Recipe, SkipConfig, StageConfig
 from megatron_sts.data import (
     Batch,
     Fitted,
@@ -81,6 +82,15 @@ class StageData:
         self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed, groups)
         self.total_steps = stage_steps(stage, len(self.samples))
         self.planner = StagePlanner(recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size)
+
+    def with_skip(self, skip: tuple[SkipConfig, ...]) -> "StageData":
+        """The same data under plans that skip otherwise."""
+        changed = copy.copy(self)
+        stage = self._stage.model_copy(update={"skip": skip})
+        changed.planner = StagePlanner(
+            self._recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size
+        )
+        return changed
 
     @property
     def _guided(self) -> bool:
