@@ -104,7 +104,7 @@ def plan_of(recipe: Recipe, stage: StageConfig, strategy: str) -> StepPlan:
         changes |= {"window": window, "keep_tokens": None}
     else:
         changes |= {"keep_tokens": kept}
-    changed = stage.model_copy(update={"compress": compress.model_copy(update=changes), "skip": None})
+    changed = stage.model_copy(update={"compress": compress.model_copy(update=changes), "skip": ()})
     return StagePlanner(recipe, changed, 1, 1.0).plan(0)
 
 

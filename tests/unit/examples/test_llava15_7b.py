@@ -54,7 +54,7 @@ def test_the_training_is_the_published_one() -> None:
     for stage in recipe.stages:
         schedule = stage.learning_rate_schedule
         assert (schedule.decay, schedule.warmup_ratio, schedule.minimum_ratio) == ("cosine", 0.03, 0.0)
-        assert (stage.epochs, stage.data.max_tokens, stage.compress, stage.skip) == (1, 2048, None, None)
+        assert (stage.epochs, stage.data.max_tokens, stage.compress, stage.skip) == (1, 2048, None, ())
     assert (recipe.optimizer.weight_decay, recipe.optimizer.clip_grad, recipe.precision) == (0.0, 1.0, "bf16")
 
 
