@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 import torch
 
 from megatron_sts.errors import MegatronStsError
-from megatron_sts.model.precision import offers
+from megatron_sts.model.precision import why_not_offered
 from megatron_sts.versions import check_versions
 
 EXTENSIONS = (
@@ -27,7 +27,7 @@ def main(machine: str) -> int:
         except PackageNotFoundError:
             print(f"{name}: not installed")
     for module, attribute in EXTENSIONS if machine == "gpu" else ():
-        print(f"{module}: {'can be used' if offers(module, attribute) else 'cannot be used here'}")
+        print(f"{module}: {why_not_offered(module, attribute) or 'can be used'}")
     for problem in (problems := list(find_problems(machine))):
         print(f"error: {problem}", file=sys.stderr)
     return int(bool(problems))

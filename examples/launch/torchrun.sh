@@ -71,12 +71,21 @@ if [ "$gpus" -gt 0 ]; then
     export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
     # Sequence lengths change from step to step: blocks of memory that grow leave less between them unused.
     export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+    # What is sent beside a layer norm gets processors of the GPU of its own.
+    export NVTE_FWD_LAYERNORM_SM_MARGIN=${NVTE_FWD_LAYERNORM_SM_MARGIN:-16}
+    export NVTE_BWD_LAYERNORM_SM_MARGIN=${NVTE_BWD_LAYERNORM_SM_MARGIN:-16}
+    # Compiled kernels outlive the job, so that a resume does not compile them again.
+    export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/torchinductor}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/triton}
     # The last collectives of each rank are kept, and written when NCCL's own timeout is over: the rank that lacks the
     # newest is the one that was waited for. The ranks' watchdog, which names it, ends them a minute earlier.
     export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-2000}
     export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
     export TORCH_FR_DUMP_TEMP_FILE=${TORCH_FR_DUMP_TEMP_FILE:-$logs/collectives_of_rank_}
 fi
+# Threads of a rank on the CPU, where its checkpoints are copied; torchrun's own choice is one.
+cores=$(nproc)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / ranks > 8 ? 8 : cores / ranks > 1 ? cores / ranks : 1))}
 if [ -n "$interface" ]; then
     # Machines with several networks: both libraries would take one that the other nodes may not reach.
     export GLOO_SOCKET_IFNAME=$interface NCCL_SOCKET_IFNAME=$interface

@@ -20,6 +20,7 @@ from megatron_sts.model.projector import Projector
 from megatron_sts.model.specs import block_spec
 from megatron_sts.model.transformer_config import transformer_config
 from megatron_sts.model.vision import VisionTower, build_tower
+from megatron_sts.parallel.device import compute_fp32_in_full
 
 
 def build_chunks(recipe: Recipe, groups: ProcessGroupCollection, draw_weights: bool) -> list[MultimodalModel]:
@@ -28,6 +29,8 @@ def build_chunks(recipe: Recipe, groups: ProcessGroupCollection, draw_weights: b
     `draw_weights`: the tower has the weights of `model.vision` where that is given, the others are drawn from the
     recipe's seed, alike in every layout. Without it all are left to be loaded from a checkpoint, the tower's too.
     """
+    if recipe.precision == "fp32":
+        compute_fp32_in_full()
     chunks = []
     for virtual_stage in range(recipe.parallel.virtual_pipeline):
         chunk = _build_chunk(recipe, groups, virtual_stage, draw_weights)

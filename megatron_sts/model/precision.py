@@ -26,18 +26,37 @@ def parameter_dtype(recipe: Recipe) -> torch.dtype:
     return torch.float32 if recipe.precision == "fp32" else torch.bfloat16
 
 
+def why_not_offered(module: str, attribute: str) -> str | None:
+    """Why a module cannot be imported, or lacks what is used of it; None where it can be used."""
+    try:
+        return None if hasattr(import_module(module), attribute) else f"{module} has no {attribute}"
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:
+        # A library built for another torch or CUDA fails in many ways while its shared objects load; Transformer
+        # Engine's loader asserts that the versions of its parts agree.
+        return f"{module} cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+
+
 def offers(module: str, attribute: str) -> bool:
     """Whether a module can be imported and has what is used of it."""
-    try:
-        return hasattr(import_module(module), attribute)
-    except (ImportError, OSError, RuntimeError):
-        # A library built for another torch or CUDA fails while its shared objects load.
-        return False
+    return why_not_offered(module, attribute) is None
 
 
-def uses_transformer_engine() -> bool:
-    """Whether layers are built from Transformer Engine: where it is installed and works, and there is a GPU."""
-    return has_gpu() and offers("transformer_engine.pytorch", "TransformerLayer")
+_TRANSFORMER_ENGINE = ("transformer_engine.pytorch", "TransformerLayer")
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed and works, and there is a GPU."""
+    return has_gpu() and offers(*_TRANSFORMER_ENGINE)
+
+
+def uses_transformer_engine(dtype: torch.dtype) -> bool:
+    """Whether layers of this type of weights are built from Transformer Engine, where it can be used.
+
+    Not in fp32: its products are rounded to TF32, its attention is not fused and refuses context parallelism.
+    """
+    return dtype != torch.float32 and has_transformer_engine()
 
 
 def fuses_gradient_accumulation() -> bool:
@@ -50,9 +69,12 @@ def fuses_gradient_accumulation() -> bool:
 
 @dataclass(frozen=True)
 class Machine:
-    """What FP8 asks of a machine. capability: of the device, cuda: of torch; None without."""
+    """What FP8 asks of a machine. capability: of the device, cuda: of torch; None without.
 
-    transformer_engine: bool
+    engine_problem: why Transformer Engine cannot be used; None where it can.
+    """
+
+    engine_problem: str | None
     capability: tuple[int, int] | None
     cuda: tuple[int, int] | None
 
@@ -60,9 +82,9 @@ class Machine:
     def here(cls) -> "Machine":
         """The one this process runs on."""
         if not has_gpu():
-            return cls(False, None, None)
+            return cls("there is no GPU", None, None)
         major, minor, *_ = (int(part) for part in (torch.version.cuda or "0.0").split("."))
-        return cls(uses_transformer_engine(), torch.cuda.get_device_capability(), (major, minor))
+        return cls(why_not_offered(*_TRANSFORMER_ENGINE), torch.cuda.get_device_capability(), (major, minor))
 
 
 def check_machine(recipe: Recipe, machine: Machine) -> None:
@@ -77,10 +99,10 @@ def check_machine(recipe: Recipe, machine: Machine) -> None:
         raise ConfigError(
             f"precision is 'fp8', which needs compute capability 8.9 (Hopper: 9.0), but {found}; {remedy}"
         )
-    if not machine.transformer_engine:
+    if machine.engine_problem is not None:
         raise ConfigError(
-            "precision is 'fp8', but transformer_engine.pytorch is not installed or cannot be imported with this "
-            f"torch {torch.__version__}; install the Transformer Engine built for it, or {remedy}"
+            f"precision is 'fp8', which needs Transformer Engine, but {machine.engine_problem}; install the "
+            f"Transformer Engine built for torch {torch.__version__}, or {remedy}"
         )
     if recipe.fp8_recipe == "blockwise":
         cuda = ".".join(map(str, machine.cuda or (0, 0)))
@@ -114,7 +136,7 @@ def fp8_settings(recipe: Recipe) -> dict[str, Any]:
 
 def what_runs(recipe: Recipe) -> str:
     """One line for the log: the device, the precision, and which of the optional libraries are used."""
-    engine = uses_transformer_engine()
+    engine = uses_transformer_engine(parameter_dtype(recipe))
     parts = [device_name(), f"torch {torch.__version__}", f"megatron-core {version('megatron-core')}"]
     precision: str = recipe.precision
     if recipe.precision == "fp8":
@@ -123,12 +145,19 @@ def what_runs(recipe: Recipe) -> str:
     if engine:
         parts.append(f"Transformer Engine {_version('transformer_engine')}: layers, attention, rotary embedding")
     else:
-        parts.append("no Transformer Engine: megatron-core's layers, torch's attention")
+        parts.append(f"{_why_plain(recipe)}: megatron-core's layers, torch's attention")
     fused = {"Transformer Engine's layers": engine, "the output layer, by apex": fuses_gradient_accumulation()}
     parts.append(f"gradient accumulation fused in: {', '.join(part for part in fused if fused[part]) or 'no layer'}")
     if recipe.optimizer.kind == "adam":
         parts.append(f"Adam of {_adam()}")
     return "; ".join(parts)
+
+
+def _why_plain(recipe: Recipe) -> str:
+    if not has_gpu():
+        return "no Transformer Engine"
+    problem = why_not_offered(*_TRANSFORMER_ENGINE)
+    return f"no Transformer Engine ({problem})" if problem else f"Transformer Engine not used in {recipe.precision}"
 
 
 def _adam() -> str:

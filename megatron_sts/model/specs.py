@@ -23,11 +23,12 @@ def block_spec(
 ) -> TransformerBlockSubmodules:
     """The layers and final norm of one model chunk, every layer skippable.
 
-    Transformer Engine's modules on a GPU that has it, else megatron-core's own with torch's attention and norm.
+    Transformer Engine's modules in half precision on a GPU that has it, else megatron-core's own with torch's
+    attention and norm.
     Both give the same checkpoint keys. Transformer Engine's add weight gradients up inside their matrix product, with
     Apex or without; only megatron-core's own layers, such as the output layer, take Apex to do it.
     """
-    if uses_transformer_engine():
+    if uses_transformer_engine(config.params_dtype):
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm

@@ -58,8 +58,9 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         # Without them megatron-core leaves out the marks by which the gradient norm knows tensor-parallel shards.
         perform_initialization=True,
         gradient_accumulation_fusion=fuses_gradient_accumulation(),
-        apply_rope_fusion=uses_transformer_engine(),
-        cross_entropy_loss_fusion=gpu,
+        apply_rope_fusion=uses_transformer_engine(parameter_dtype(recipe)),
+        # megatron-core's rounds the gradient of the logits to bf16, whatever their type.
+        cross_entropy_loss_fusion=gpu and recipe.precision != "fp32",
         bias_activation_fusion=gpu,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -69,6 +70,8 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         # Without overlap, interleaved stages exchange wrong tensors on gloo.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        # Two waits of the host for the device in each micro-batch, against a fault of torch releases before 2.0.
+        batch_p2p_sync=False,
         **recompute_settings[recipe.recompute],
         **fp8_settings(recipe),
     )

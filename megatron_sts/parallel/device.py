@@ -56,6 +56,15 @@ def prepare_device() -> torch.device:
     return torch.device("cpu")
 
 
+def compute_fp32_in_full() -> None:
+    """Have fp32 products and convolutions of this process keep all bits of their numbers.
+
+    torch takes TF32 for convolutions by itself, and NVIDIA's images set it for products by an environment variable.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def backend() -> str:
     """The collective backend that goes with the device."""
     return "nccl" if has_gpu() else "gloo"

@@ -87,7 +87,9 @@ def start_groups(parallel: ParallelConfig, seed: int) -> Place:
 
 def _join(device: torch.device, minutes: float) -> None:
     try:
-        dist.init_process_group(backend(), timeout=timedelta(minutes=minutes))
+        # Told its device, NCCL connects at once, and makes the groups below by splitting this one.
+        own = device if backend() == "nccl" else None
+        dist.init_process_group(backend(), timeout=timedelta(minutes=minutes), device_id=own)
         # NCCL's barriers run on the device of the first collective; before one, on a guess from the rank.
         dist.all_reduce(torch.zeros(1, device=device))
     except RuntimeError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sts.config import Recipe, resolved_yaml
+from megatron_sts.parallel.device import has_gpu
 from tests.tiny import ARCHITECTURE, tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,6 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 LANGUAGE = {"hidden_size": 256, "ffn_hidden_size": 512, "attention_heads": 4, "query_groups": 4, "layers": 8}
 REPEATABLE = {"NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0"}
 """Transformer Engine's attention then takes kernels that add up in one order alone."""
+
+
+# Set by tests/conftest.py for ranks that share a CPU; training on a GPU compiles its small fusions.
+_FOR_CPU_RANKS = ("TORCH_COMPILE_DISABLE", "OMP_NUM_THREADS")
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment of a process that trains: on a GPU without what the suite sets for CPU ranks."""
+    left_out = _FOR_CPU_RANKS if has_gpu() else ()
+    return {name: value for name, value in os.environ.items() if name not in left_out} | changes
 
 
 def recipe_of(root: Path, name: str, steps: int, **changes: Any) -> Recipe:
@@ -42,7 +53,7 @@ def command(recipe: Recipe, ranks: int = 1, stage: str = "tune") -> list[str]:
 def train(recipe: Recipe, ranks: int = 1, **environment: str) -> list[float]:
     """The losses of the stage tune, trained from fresh weights."""
     recipe = recipe.model_copy(update={"stages": (recipe.stage("tune"),)})
-    subprocess.run(command(recipe, ranks), cwd=ROOT, env=os.environ | environment, timeout=200, check=True)
+    subprocess.run(command(recipe, ranks), cwd=ROOT, env=child_environment(**environment), timeout=200, check=True)
     return losses(recipe)
 
 
@@ -57,6 +68,8 @@ def inside(check: str, recipe: Recipe, steps: int, timeout: int = 200) -> dict[s
     file = recipe.output_dir.with_suffix(".yaml")
     file.write_text(resolved_yaml(recipe))
     arguments = [sys.executable, "-m", "tests.gpu.inside", check, str(file), str(steps)]
-    done = subprocess.run(arguments, cwd=ROOT, stdout=subprocess.PIPE, timeout=timeout, check=True)
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=child_environment(), stdout=subprocess.PIPE, timeout=timeout, check=True
+    )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

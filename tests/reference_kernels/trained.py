@@ -23,7 +23,7 @@ from megatron.core.optimizer import clip_grads
 from megatron.core.utils import local_multi_tensor_l2_norm, local_multi_tensor_scale
 
 from megatron_sts.config import Recipe
-from megatron_sts.model import precision
+from megatron_sts.model import precision, specs, transformer_config
 from megatron_sts.parallel.groups import start_groups
 from megatron_sts.planning.memory import fp8_weight_bytes
 from megatron_sts.sts import StagePlanner
@@ -58,6 +58,9 @@ def exactly(root: Path) -> dict[str, Any]:
     process and in every layout; their checkpoint is that of the plain ones. Raises AssertionError where not."""
     # There is no fused softmax among the reference kernels.
     os.environ["NVTE_MASKED_SOFTMAX_FUSION"] = "0"
+    # Training in fp32 takes the plain layers.
+    for module in (specs, transformer_config):
+        module.uses_transformer_engine = lambda dtype: precision.has_transformer_engine()
     one = observe(_recipe(root), "tune", 1)
     with _plain():
         assert_same(one, observe(_recipe(root), "tune", 1))

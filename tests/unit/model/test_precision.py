@@ -9,11 +9,12 @@ import torch
 from megatron_sts.config import Recipe
 from megatron_sts.errors import ConfigError
 from megatron_sts.model import precision
-from megatron_sts.model.precision import Machine, check_machine, fp8_settings, offers, parameter_dtype
+from megatron_sts.model.precision import Machine, check_machine, fp8_settings, offers, parameter_dtype, why_not_offered
 from megatron_sts.train.stages import train
 from tests.tiny import tiny_recipe
 
-HOPPER = Machine(True, (9, 0), (13, 0))
+HOPPER = Machine(None, (9, 0), (13, 0))
+NOT_INSTALLED = "transformer_engine is not installed"
 
 
 def recipe(**fields) -> Recipe:
@@ -28,11 +29,11 @@ def test_hopper_with_transformer_engine_takes_every_recipe(fp8_recipe):
 @pytest.mark.parametrize(
     ("machine", "fp8_recipe", "message"),
     [
-        (Machine(False, None, None), "tensorwise", "no CUDA device"),
-        (Machine(True, (8, 0), (13, 0)), "tensorwise", "this device has compute capability 8.0"),
-        (Machine(False, (9, 0), (13, 0)), "tensorwise", "transformer_engine.pytorch is not installed"),
-        (Machine(True, (8, 9), (13, 0)), "blockwise", "needs compute capability 9.0"),
-        (Machine(True, (9, 0), (12, 8)), "blockwise", "torch has CUDA 12.8"),
+        (Machine(NOT_INSTALLED, None, None), "tensorwise", "no CUDA device"),
+        (Machine(None, (8, 0), (13, 0)), "tensorwise", "this device has compute capability 8.0"),
+        (Machine(NOT_INSTALLED, (9, 0), (13, 0)), "tensorwise", "but transformer_engine is not installed; install"),
+        (Machine(None, (8, 9), (13, 0)), "blockwise", "needs compute capability 9.0"),
+        (Machine(None, (9, 0), (12, 8)), "blockwise", "torch has CUDA 12.8"),
     ],
 )
 def test_other_machines_are_refused_with_the_reason(machine, fp8_recipe, message):
@@ -57,9 +58,22 @@ def test_a_package_of_the_same_name_is_not_taken_for_the_library(monkeypatch):
 
 
 def test_a_library_that_cannot_be_loaded_is_not_there(monkeypatch, tmp_path):
-    (tmp_path / "broken_extension.py").write_text("raise OSError('undefined symbol')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert not offers("broken_extension", "anything") and not offers("no_such_module", "anything")
+    for number, error in enumerate(
+        ("OSError('undefined symbol')", "AssertionError('versions differ')", "TypeError('x')")
+    ):
+        (tmp_path / f"broken_extension{number}.py").write_text(f"raise {error}")
+        problem = why_not_offered(f"broken_extension{number}", "anything")
+        kind, _, text = error.removesuffix("')").partition("('")
+        assert problem == f"broken_extension{number} cannot be imported: {kind}: {text}"
+    assert why_not_offered("no_such_module", "anything") == "no_such_module is not installed"
+    assert why_not_offered("json", "anything") == "json has no anything"
+    assert offers("json", "loads")
+
+
+def test_transformer_engine_is_not_used_in_fp32(monkeypatch):
+    monkeypatch.setattr(precision, "has_transformer_engine", lambda: True)
+    assert precision.uses_transformer_engine(torch.bfloat16) and not precision.uses_transformer_engine(torch.float32)
 
 
 def test_settings_of_fp8():
