@@ -10,7 +10,7 @@ from megatron_sts.model.precision import Machine
 _HERE = Machine.here()
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 needs_fp8 = pytest.mark.skipif(
-    not _HERE.transformer_engine or (_HERE.capability or (0, 0)) < (8, 9),
+    _HERE.engine_problem is not None or (_HERE.capability or (0, 0)) < (8, 9),
     reason="there is no Transformer Engine or no FP8 device",
 )
 needs_blocks = pytest.mark.skipif(
