@@ -1,16 +1,13 @@
 """torch's AdamW with one step count for all parameters, as Transformer Engine's and apex's Adam have it."""
 
-from typing import Any
-
 import torch
 
 
 class SharedStepAdamW(torch.optim.AdamW):
     """AdamW whose bias-correction step is kept per parameter group, not per parameter.
 
-    A layer that a step skips keeps its weights and moments, but the step count goes on for all: megatron-core saves
-    one count, and torch's own per-parameter counts would drift apart and could not be saved. Moments exist from the
-    start, so that an optimiser which has not stepped yet can be saved and loaded into.
+    A layer that a step skips keeps its weights and moments, but the step count goes on for all, and one count is saved.
+    Moments exist from the start, so that an optimiser which has not stepped yet can be saved and loaded into.
     """
 
     def __init__(self, made: torch.optim.AdamW):
@@ -41,30 +38,5 @@ class SharedStepAdamW(torch.optim.AdamW):
         super().step()
         for group in self.param_groups:
             group["step"] += 1
-            for parameter in group["params"]:
-                del self.state[parameter]["step"]
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch's AdamW writes it: megatron-core reads the count from each parameter's state."""
-        state = super().state_dict()
-        counts = {number: group["step"] for group in state["param_groups"] for number in group["params"]}
-        state["state"] = {
-            number: {**moments, "step": torch.tensor(float(counts[number]))}
-            for number, moments in state["state"].items()
-        }
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes a state as torch's AdamW writes it; all counts must be equal."""
-        counts = {int(values["step"]) for values in state_dict["state"].values() if "step" in values}
-        assert len(counts) <= 1, f"one step count is shared by all parameters, found {sorted(counts)}"
-        # A count of zero is not saved by megatron-core; torch wants one to be there.
-        count = counts.pop() if counts else 0
-        counted = {
-            number: {**moments, "step": torch.tensor(float(count))} for number, moments in state_dict["state"].items()
-        }
-        super().load_state_dict({**state_dict, "state": counted})
-        for group in self.param_groups:
-            group["step"] = count
             for parameter in group["params"]:
                 del self.state[parameter]["step"]

@@ -9,12 +9,16 @@ from typing import Any
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.parallel.restricted_reader import READ_ERRORS, check_holds_no_code
 from megatron_sts.parallel.together import rank_zero_does
+from megatron_sts.train.checkpoint_replicas import share_out
 from megatron_sts.train.optimizer import StageOptimizer
+from megatron_sts.train.saved_optimizer import SavedOptimizer
 
 
 def load_checkpoint(
@@ -22,26 +26,46 @@ def load_checkpoint(
 ) -> None:
     """Load weights, and with `optimizer` its state at `step`, into this rank's part of the model; all ranks together.
 
-    Raises CheckpointError where the checkpoint is of another model, damaged, or holds something that could run code.
+    What several data-parallel ranks need is read by one of them. Raises CheckpointError where the checkpoint is of
+    another model, damaged, or holds something that could run code.
     """
     rank_zero_does(lambda: check_holds_no_code(path))
-    wanted = sharded_state(chunks, optimizer, is_loading=True)
+    wanted: dict[str, Any] = _model_state(chunks)
     try:
-        state = dist_checkpointing.load(wanted, str(path))
+        if optimizer is not None:
+            saved = SavedOptimizer.of(dist_checkpointing.load_common_state_dict(str(path)), step)
+            shards = optimizer.shards(wanted, saved.master_weight)
+            targets = [shard.data for shard in shards]
+            wanted["optimizer"] = {"shards": shards}
+        group = chunks[0].pg_collection.dp_cp
+        strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(path)), group)
+        state = dist_checkpointing.load(wanted, str(path), strategy)
     except (CheckpointingException, *READ_ERRORS) as error:
         raise CheckpointError(f"{path} does not fit the recipe's model, or is damaged: {error}") from error
     for number, chunk in enumerate(chunks):
         chunk.load_state_dict(state[f"model{number}"], strict=True)
     if optimizer is not None:
-        optimizer.load_state_dict(state.get("optimizer", {}), step)
+        # megatron-core hands no empty list back.
+        for target, loaded in zip(targets, state.get("optimizer", {}).get("shards", []), strict=True):
+            target.copy_(loaded)
+        optimizer.resume(step, saved.updates)
 
 
-def sharded_state(chunks: list[MultimodalModel], optimizer: StageOptimizer | None, is_loading: bool) -> dict[str, Any]:
-    """What is saved and loaded: weights, FP8 state with them, and with `optimizer` its state; on all ranks together."""
-    state: dict[str, Any] = {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
-    if optimizer is not None:
-        # Made from tensors that still are the parameters, by which the optimiser finds its own.
-        optimizer_state = optimizer.sharded_state_dict(dict(state), is_loading)
-        if optimizer_state:
-            state["optimizer"] = optimizer_state
-    return state
+def sharded_state(chunks: list[MultimodalModel], optimizer: StageOptimizer | None) -> dict[str, Any]:
+    """What is saved: weights, FP8 state with them, and with `optimizer` its state; views, no copies.
+
+    What several data-parallel ranks hold is written by one of them, each having its share of that.
+    """
+    state = _model_state(chunks)
+    group = chunks[0].pg_collection.dp_cp
+    if optimizer is None:
+        share_out([state], group)
+        return state
+    # Made from tensors that still are the parameters, by which the optimiser finds its own.
+    shards = optimizer.shards(state)
+    share_out([state] if optimizer.is_distributed else [state, shards], group)
+    return state | {"optimizer": {"updates": optimizer.updates, "shards": shards}}
+
+
+def _model_state(chunks: list[MultimodalModel]) -> dict[str, Any]:
+    return {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}

@@ -40,14 +40,6 @@ class WrittenPart:
     entries: dict[str, FileEntry]
 
 
-def _alike_on_all_ranks(common: dict[str, Any]) -> dict[str, Any]:
-    """What ranks must agree on; megatron-core warns where they do not. Rank 0's is written.
-
-    Not the optimiser's: of a pipeline some ranks train nothing, or not each group of parameters.
-    """
-    return {key: value for key, value in common.items() if key != "optimizer"}
-
-
 class StatePart:
     """This rank's part of a sharded state, on its way into a directory.
 
@@ -58,7 +50,7 @@ class StatePart:
         """state: megatron-core's sharded state dict; taken apart. directory: where it will be written to."""
         self._directory = directory
         rank = dist.get_rank()
-        sharded, common = save_preprocess(state, preprocess_common_before_consistancy_check=_alike_on_all_ranks)
+        sharded, common = save_preprocess(state)
         planner = MCoreSavePlanner(flatten_state_dict=False)
         planner.set_up_planner(mcore_to_pyt_state_dict(_to_be_written(sharded)), is_coordinator=rank == 0)
         plan = planner.create_local_plan()

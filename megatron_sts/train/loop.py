@@ -46,7 +46,7 @@ class StageParts:
     def state(self) -> dict[str, Any]:
         """What a checkpoint of now holds; all ranks together."""
         self.step.gather_weights()
-        return sharded_state(self.chunks, self.optimizer, is_loading=False)
+        return sharded_state(self.chunks, self.optimizer)
 
 
 def prepare_stage(recipe: Recipe, stage: StageConfig, total_steps: int, start: Start, place: Place) -> StageParts:

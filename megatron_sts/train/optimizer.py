@@ -1,14 +1,14 @@
 """The optimiser of a stage: megatron-core's, with a learning rate per part, leaving skipped layers alone."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -20,8 +20,7 @@ from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.precision import parameter_dtype
 from megatron_sts.parallel.device import has_gpu
 from megatron_sts.train.adam import SharedStepAdamW
-
-_GROUP_RATES = ("max_lr", "min_lr", "lr_mult", "wd_mult")
+from megatron_sts.train.optimizer_state import MASTER_WEIGHT, state_shards, stepped_tensors
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,14 @@ class StageOptimizer:
         wrapped: list[SkippingDataParallel],
     ):
         self._clip_grad = recipe.optimizer.clip_grad
+        self._counts_updates = recipe.optimizer.kind == "adam"
+        self.is_distributed = recipe.optimizer.distributed
+        """Whether each data-parallel rank holds its own part of the state."""
+        self.updates = 0
+        """How many times it has updated, without the steps that were dropped; the same on every rank."""
         self.freezes_skipped = all(skip.parameters == "frozen" for skip in stage.skip)
         self.inner = _build(recipe, stage, wrapped)
         self._parameters_by_layer = _parameters_by_layer(self.inner, chunks)
-        self._group_rates = [{name: group[name] for name in _GROUP_RATES} for group in self.inner.param_groups]
         self._scheduler = _scheduler(recipe, stage, total_steps, self.inner)
         # Step t trains with the rate of count t + 1: neither the first nor the last step has the rate zero.
         self._scheduler.step(1)
@@ -91,24 +94,23 @@ class StageOptimizer:
                 for parameter in self._parameters_by_layer.get(layer, ()):
                     parameter.grad = None
             self.inner.step_with_ready_grads()
+            self.updates += 1
         self._scheduler.step(1)
         return UpdateResult(grad_norm, updated)
 
-    def sharded_state_dict(self, model_state: dict[str, Any], is_loading: bool) -> dict[str, Any]:
-        """The optimiser's state as sharded tensors that load into any layout; empty where nothing is trained."""
-        if not self.has_parameters:
-            return {}
-        return self.inner.sharded_state_dict(
-            model_state, is_loading=is_loading, metadata={"distrib_optim_sharding_type": "fully_reshardable"}
-        )
+    def shards(self, model_state: dict[str, Any], master_weight: str = MASTER_WEIGHT) -> list[ShardedTensor]:
+        """This rank's moments and master weights, to be saved or loaded into; none where it trains nothing.
 
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Take up a loaded state at a 0-based step of the stage."""
-        if self.has_parameters:
-            self.inner.load_state_dict(state)
-        # megatron-core tells loaded groups apart by few of their properties: put each group's own rates back.
-        for group, rates in zip(self.inner.param_groups, self._group_rates, strict=True):
-            group.update(rates)
+        model_state: the model's sharded state, made from tensors that still are the parameters.
+        """
+        return state_shards(self.inner, model_state, master_weight)
+
+    def resume(self, step: int, updates: int) -> None:
+        """Go on at a 0-based step of the stage, after so many updates, with what was loaded into `shards`."""
+        self.updates = updates
+        if self._counts_updates:
+            for group in self.inner.param_groups:
+                group["step"] = updates
         self._scheduler.num_steps = 0
         self._scheduler.step(step + 1)
 
@@ -135,8 +137,7 @@ def _build(recipe: Recipe, stage: StageConfig, wrapped: list[SkippingDataParalle
     overrides = get_standard_config_overrides(config)
     for part, rate in rates.items():
         key = ParamKey(with_name_predicate=ParamWithNamePredicate(part, _named_part(part)))
-        # lr_mult has no effect on the rate; it is one of the few properties by which loaded groups are told apart.
-        overrides[key] = {"max_lr": rate, "min_lr": rate * minimum_ratio, "lr_mult": rate / highest}
+        overrides[key] = {"max_lr": rate, "min_lr": rate * minimum_ratio}
     optimizer = get_megatron_optimizer(config, wrapped, overrides, use_gloo_process_groups=has_gpu())
     for inner in optimizer.chained_optimizers:
         if type(inner.optimizer) is torch.optim.AdamW:
@@ -146,8 +147,6 @@ def _build(recipe: Recipe, stage: StageConfig, wrapped: list[SkippingDataParalle
             # takes all its parameters for new where one is.
             inner.optimizer = torch.optim.SGD(inner.optimizer.param_groups)
             _make_momentum(inner.optimizer)
-            # megatron-core calls this before it loads; for SGD it has none.
-            inner.init_state_fn = lambda optimizer, config=None: None
         elif inner.init_state_fn is not None:
             # Transformer Engine's and apex's Adam make their moments in the first step, and could not be saved before.
             inner.init_state_fn(inner.optimizer, inner.config)
@@ -190,33 +189,11 @@ def _scheduler(
 
 def _parameters_by_layer(optimizer: ChainedOptimizer, chunks: list[MultimodalModel]) -> dict[int, list[Tensor]]:
     """The tensors that the base optimiser steps, by 0-based language layer."""
-    stepped = {id(model): main for inner in optimizer.chained_optimizers for model, main in _stepped_tensors(inner)}
+    stepped = {
+        id(pair.parameter): pair.tensor for inner in optimizer.chained_optimizers for pair in stepped_tensors(inner)
+    }
     return {
         layer.layer_number - 1: [stepped[id(p)] for p in layer.parameters() if id(p) in stepped]
         for chunk in chunks
         for layer in chunk.language.decoder.layers
     }
-
-
-def _stepped_tensors(optimizer: MegatronOptimizer) -> Iterator[tuple[Tensor, Tensor]]:
-    """(model parameter, tensor that the base optimiser steps in its place) for each of this rank's."""
-    if isinstance(optimizer, DistributedOptimizer):
-        pairs = (
-            (optimizer.model_float16_groups, optimizer.shard_fp32_from_float16_groups),
-            (optimizer.model_fp32_groups, optimizer.shard_fp32_groups),
-        )
-        for model_groups, main_groups in pairs:
-            for models, mains in zip(model_groups, main_groups, strict=True):
-                yield from zip(models, mains, strict=True)
-        return
-    by_main = {id(main): model for model, main in _half_precision_pairs(optimizer)}
-    for group in optimizer.param_groups:
-        for main in group["params"]:
-            yield by_main.get(id(main), main), main
-
-
-def _half_precision_pairs(optimizer: MegatronOptimizer) -> Iterator[tuple[Tensor, Tensor]]:
-    for models, mains in zip(
-        getattr(optimizer, "float16_groups", ()), getattr(optimizer, "fp32_from_float16_groups", ()), strict=True
-    ):
-        yield from zip(models, mains, strict=True)

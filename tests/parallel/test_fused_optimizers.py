@@ -6,6 +6,7 @@ as transformer_engine.pytorch.optimizers.FusedAdam (2.11) does. No library of th
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -55,6 +56,14 @@ class FusedSGD(torch.optim.SGD):
     """By its type another one than torch's."""
 
 
+def stand_ins() -> tuple[Any, ...]:
+    """Patches that put the stand-ins where megatron-core takes another library's optimisers from."""
+    return (
+        patch.multiple(megatron_optimizer, Adam=FusedAdam, SGD=FusedSGD, USING_PYTORCH_OPTIMIZER=False),
+        patch.multiple(distrib_optimizer, Adam=FusedAdam, HAVE_APEX_OR_TE=True, USING_TE_OPTIMIZER=True),
+    )
+
+
 def _stepper(recipe: Recipe) -> tuple[Stepper, StagePlanner]:
     stage = recipe.stage("tune")
     stepper = Stepper(recipe, stage, 4, start_groups(recipe.parallel, recipe.seed))
@@ -63,12 +72,8 @@ def _stepper(recipe: Recipe) -> tuple[Stepper, StagePlanner]:
 
 def _train(recipe: Recipe, stand_in: bool, save_at: int | None = None) -> dict[str, object]:
     """Weights after four steps; with `save_at` those of a second model, which takes over there from a checkpoint."""
-    libraries = (
-        patch.multiple(megatron_optimizer, Adam=FusedAdam, SGD=FusedSGD, USING_PYTORCH_OPTIMIZER=False),
-        patch.multiple(distrib_optimizer, Adam=FusedAdam, HAVE_APEX_OR_TE=True, USING_TE_OPTIMIZER=True),
-    )
     with ExitStack() as patches:
-        for library in libraries if stand_in else ():
+        for library in stand_ins() if stand_in else ():
             patches.enter_context(library)
         stepper, planner = _stepper(recipe)
         for step in range(4):

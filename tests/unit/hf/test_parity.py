@@ -32,7 +32,7 @@ def _train_and_forward(recipe: Recipe, pixels: Tensor) -> tuple[Path, np.ndarray
         for number, parameter in enumerate(chunks[0].parameters()):
             generator = torch.Generator().manual_seed(number)
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    state = sharded_state(chunks, None, is_loading=False)
+    state = sharded_state(chunks, None)
     path = CheckpointSave(recipe, "tune", 10, state, copies=False).finish()
     tokenizer = make_tokenizer()
     visual_tokens = recipe.architecture.visual_tokens

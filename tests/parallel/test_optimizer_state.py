@@ -1,0 +1,139 @@
+"""The optimiser's state goes bitwise from any optimiser and layout to any other, by each rank's own part alone.
+
+Each checkpoint of a chain is loaded and saved again without a step, under another layout and another optimiser; in the
+end one process reads all of them and compares every tensor with the first's.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
+
+from megatron_sts.config import Recipe, checkpoint_path
+from megatron_sts.parallel.groups import start_groups
+from megatron_sts.sts import StagePlanner
+from megatron_sts.train.benchmark import Stepper
+from megatron_sts.train.checkpoint import load_checkpoint
+from megatron_sts.train.checkpoint_save import CheckpointSave
+from tests.parallel.test_fused_optimizers import stand_ins
+from tests.ranks import run_ranks
+from tests.tiny import ARCHITECTURE, tiny_recipe
+
+TIED = ARCHITECTURE | {"language": ARCHITECTURE["language"] | {"tied_embeddings": True}}
+BUCKETS = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_parameters": 3000}
+LANGUAGE_ALONE = {"tune__trains": ["language"], "tune__learning_rate": {"projector": None}}
+PROJECTOR_ALONE = {"tune__trains": ["projector"], "tune__learning_rate": {"language": None}}
+DISTRIBUTED: dict[str, Any] = {"optimizer": {"distributed": True}}
+TENSOR: dict[str, Any] = {"tensor": 2, "sequence_parallel": True}
+# (recipe, whether another library's Adam stands in) of four ranks each; the first trains, data-parallel sizes 1 to 4.
+CHAIN: tuple[tuple[dict[str, Any], bool], ...] = (
+    ({"parallel": TENSOR | {"pipeline": 2}}, False),
+    (DISTRIBUTED, False),
+    ({"parallel": {"pipeline": 2}}, True),
+    (DISTRIBUTED | {"parallel": {"pipeline": 2, "virtual_pipeline": 2} | BUCKETS}, True),
+    (DISTRIBUTED | {"parallel": TENSOR | {"context": 2}}, False),
+    (DISTRIBUTED | {"parallel": {"pipeline": 2, "layers_per_stage": [1, 3]}}, False),
+    ({}, False),
+)
+CASES: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "tied_bf16": {"precision": "bf16", "model__architecture": TIED} | LANGUAGE_ALONE,
+    "stages_without": PROJECTOR_ALONE,
+}
+
+
+@contextlib.contextmanager
+def _bytes_read(found: list[int]) -> Iterator[None]:
+    original = FileSystemReader.read_data
+
+    def read_data(reader: FileSystemReader, plan: Any, planner: Any) -> Any:
+        found[0] += sum(reader.storage_data[item.storage_index].length for item in plan.items)
+        return original(reader, plan, planner)
+
+    with mock.patch.object(FileSystemReader, "read_data", read_data):
+        yield
+
+
+def _held_beside(stepper: Stepper, state: dict[str, Any]) -> int:
+    """Bytes that a state to be saved holds and that are neither the model's nor its optimiser's own."""
+    parts = stepper.parts
+    live = [value for chunk in parts.chunks for value in (*chunk.parameters(), *chunk.buffers())]
+    for inner in parts.optimizer.inner.chained_optimizers:
+        for moments in inner.optimizer.state.values():
+            live += [value for value in moments.values() if isinstance(value, torch.Tensor)]
+        live += [value for group in inner.param_groups for value in group["params"]]
+    own = {value.untyped_storage().data_ptr() for value in live}
+    held = {
+        entry.data.untyped_storage().data_ptr(): entry.data.untyped_storage().nbytes()
+        for entry in nested_values(state)
+        if isinstance(getattr(entry, "data", None), torch.Tensor)
+    }
+    return sum(size for storage, size in held.items() if storage not in own)
+
+
+def _convert(recipe: Recipe, number: int, stand_in: bool) -> dict[str, Any]:
+    """Load the checkpoint `number` - 1, or train two steps, and save as `number`."""
+    with contextlib.ExitStack() as patches:
+        for library in stand_ins() if stand_in else ():
+            patches.enter_context(library)
+        stage = recipe.stage("tune")
+        stepper = Stepper(recipe, stage, 4, start_groups(recipe.parallel, recipe.seed))
+        optimizer, read = stepper.parts.optimizer, [0]
+        if number == 0:
+            planner = StagePlanner(recipe, stage, 4, 4)
+            for step in range(2):
+                stepper.time(planner.plan(step))
+        else:
+            with _bytes_read(read):
+                load_checkpoint(checkpoint_path(recipe, "tune", number - 1), stepper.parts.chunks, optimizer, 2)
+        state = stepper.parts.state()
+        held = _held_beside(stepper, state)
+        save = CheckpointSave(recipe, "tune", number, state, copies=True)
+        written = save._part.bytes
+        save.finish()
+    counts = {group["step"] for group in optimizer.inner.param_groups if "step" in group}
+    return {"held": held, "written": written, "read": read[0], "updates": {optimizer.updates} | counts}
+
+
+def _convert_all(recipes: list[Recipe]) -> list[dict[str, Any]]:
+    return [_convert(recipe, number, stand_in) for number, (recipe, (_, stand_in)) in enumerate(zip(recipes, CHAIN, strict=True))]
+
+
+def _tensors(recipe: Recipe, number: int) -> dict[str, torch.Tensor]:
+    loaded = _load_state_dict_from_keys(checkpoint_id=str(checkpoint_path(recipe, "tune", number)))
+    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_state_goes_bitwise_from_any_optimizer_and_layout_to_any_other(tmp_path, case):
+    recipes = []
+    for changes, _ in CHAIN:
+        keep = {"checkpoint": {"keep_last": len(CHAIN)}, "tune__data": {"text_tokens": 20}}
+        recipes.append(tiny_recipe(tmp_path, **keep, **CASES[case], **changes))
+    ranks = run_ranks(4, _convert_all, recipes)
+    first = _tensors(recipes[0], 0)
+    state = [key for key in first if key.startswith("optimizer.state.")]
+    kinds = {key.split(".")[2] for key in state}
+    masters = {"fp32_param"} if "bf16" in case else set()
+    assert kinds == {"exp_avg", "exp_avg_sq"} | masters
+    assert all(first[key].any() for key in state)
+    for number in range(1, len(CHAIN)):
+        found = _tensors(recipes[number], number)
+        assert found.keys() == first.keys()
+        for key, value in first.items():
+            assert torch.equal(found[key], value), (number, key)
+    for number, (changes, _) in enumerate(CHAIN):
+        of_ranks = [rank[number] for rank in ranks]
+        assert [found["updates"] for found in of_ranks] == [{2}] * 4, number
+        assert [found["held"] for found in of_ranks] == [0] * 4, number
+    print(case, [[(r[n]["written"], r[n]["read"]) for r in ranks] for n in range(len(CHAIN))])
