@@ -20,12 +20,6 @@ class SkippingDataParallel(DistributedDataParallel):
         self._idle: Sequence[Any] = ()
         """Bucket groups of skipped layers alone."""
         self._weights_stay = True
-        for buffer in self.buffers:
-            # megatron-core saves the distributed optimiser's state without the padding between buckets, but looks a
-            # parameter up where it lies with it: with several buckets, other numbers than its own. So padding counts.
-            for bucket in buffer.buckets:
-                bucket.numel_unpadded = bucket.grad_data.numel()
-            buffer.numel_unpadded = buffer.numel
 
     def begin_step(self, skipped: Iterable[Parameter], weights_stay: bool = True) -> None:
         """Zero the gradients for a step in which `skipped` take no part; before its first forward pass.

@@ -11,6 +11,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.mllm import MultimodalModel
@@ -40,8 +41,10 @@ def load_checkpoint(
         group = chunks[0].pg_collection.dp_cp
         strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(path)), group)
         state = dist_checkpointing.load(wanted, str(path), strategy)
-    except (CheckpointingException, *READ_ERRORS) as error:
-        raise CheckpointError(f"{path} does not fit the recipe's model, or is damaged: {error}") from error
+    except (CheckpointingException, CheckpointException, *READ_ERRORS) as error:
+        raise CheckpointError(
+            f"{path} does not fit the recipe's model and optimizer, or is damaged: {_reason(error)}"
+        ) from error
     for number, chunk in enumerate(chunks):
         chunk.load_state_dict(state[f"model{number}"], strict=True)
     if optimizer is not None:
@@ -49,6 +52,13 @@ def load_checkpoint(
         for target, loaded in zip(targets, state.get("optimizer", {}).get("shards", []), strict=True):
             target.copy_(loaded)
         optimizer.resume(step, saved.updates)
+
+
+def _reason(error: BaseException) -> str:
+    """The first rank's words for it, in a line: torch collects the traces of all ranks, and lists all keys."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return str(error).strip("'\"").partition("\n")[0].partition(": [")[0]
 
 
 def sharded_state(chunks: list[MultimodalModel], optimizer: StageOptimizer | None) -> dict[str, Any]:

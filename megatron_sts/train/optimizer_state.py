@@ -78,7 +78,7 @@ def state_shards(
         for entry in nested_values(model_state)
         if isinstance(entry, ShardedTensor | ShardedTensorFactory)
     }
-    shards = []
+    shards: list[ShardedTensor] = []
     for inner in optimizer.chained_optimizers:
         is_held_once = isinstance(inner, DistributedOptimizer)
         for stepped in stepped_tensors(inner):

@@ -24,7 +24,10 @@ class SavedOptimizer:
         if "updates" in saved:
             return cls(int(saved["updates"]), MASTER_WEIGHT)
         inner = saved.get("optimizer", saved)
-        counts = [inner.get("state", {}).get("common_step"), *(group.get("step") for group in inner.get("param_groups", ()))]
+        counts = [
+            inner.get("state", {}).get("common_step"),
+            *(group.get("step") for group in inner.get("param_groups", ())),
+        ]
         return cls(
             next((int(count) for count in counts if count is not None), step),
             "param" if saved.get("param_state_sharding_type") == "fully_reshardable" else MASTER_WEIGHT,

@@ -1,8 +1,5 @@
 """Shows that SharedStepAdamW is torch's AdamW, but for a step count that goes on where a parameter is left out."""
 
-import copy
-
-import pytest
 import torch
 
 from megatron_sts.train.adam import SharedStepAdamW
@@ -83,51 +80,3 @@ def test_step_count_goes_on_for_a_skipped_parameter():
     start = reference[0].detach()
     expected = start * (1 - 3e-3 * 0.1) - 3e-3 * mean / (square.sqrt() + 1e-6)
     torch.testing.assert_close(skipped[0].detach(), expected, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("steps_before", [0, 1, 7])
-def test_saved_and_loaded_it_goes_on_bitwise(steps_before):
-    skips = {3: {0, 2}, 6: {1}, 8: {0}}
-    parameters = make_parameters()
-    optimizer = make(parameters)
-    take_steps(optimizer, parameters, range(steps_before), skips)
-    saved = copy.deepcopy(optimizer.state_dict())
-
-    restored = make_parameters()
-    for target, source in zip(restored, parameters, strict=True):
-        target.data.copy_(source.data)
-    loaded = make(restored)
-    loaded.load_state_dict(saved)
-    take_steps(optimizer, parameters, range(steps_before, 12), skips)
-    take_steps(loaded, restored, range(steps_before, 12), skips)
-    assert same(held(optimizer, parameters), held(loaded, restored))
-
-
-def test_state_is_written_as_torch_writes_it():
-    ours, theirs = make_parameters(), make_parameters()
-    shared, reference = make(ours), torch.optim.AdamW(groups(theirs), fused=True, **SETTINGS)
-    take_steps(shared, ours, range(4))
-    take_steps(reference, theirs, range(4))
-    written, expected = shared.state_dict()["state"], reference.state_dict()["state"]
-    assert written.keys() == expected.keys()
-    for number, values in expected.items():
-        assert written[number].keys() == values.keys()
-        assert all(torch.equal(written[number][name], value) for name, value in values.items())
-    # torch's own state is taken as well.
-    fresh = make_parameters()
-    for target, source in zip(fresh, theirs, strict=True):
-        target.data.copy_(source.data)
-    loaded = make(fresh)
-    loaded.load_state_dict(copy.deepcopy(reference.state_dict()))
-    take_steps(loaded, fresh, range(4, 8))
-    take_steps(reference, theirs, range(4, 8))
-    assert same(held(loaded, fresh), held(reference, theirs))
-
-
-def test_counts_that_differ_are_refused():
-    parameters = make_parameters()
-    optimizer = make(parameters)
-    state = optimizer.state_dict()
-    state["state"][0]["step"] = torch.tensor(3.0)
-    with pytest.raises(AssertionError, match=r"found \[0, 3\]"):
-        optimizer.load_state_dict(state)
