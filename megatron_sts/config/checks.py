@@ -170,6 +170,16 @@ def check_shards(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
         )
 
 
+def check_bad_records(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
+    """A limit on bad records is a share or a number of them."""
+    limit = stage.data.max_bad_records
+    if limit > 1 and limit != int(limit):
+        yield (
+            f"stages.{stage.name}.data.max_bad_records is {limit}; give a share of the records, below 1, or a whole "
+            "number of them"
+        )
+
+
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     check_fp8_sizes,
     check_fp8_ends,
@@ -188,6 +198,7 @@ STAGE_CHECKS: tuple[Callable[[Recipe, StageConfig], Iterator[str]], ...] = (
     check_compress,
     check_max_tokens,
     check_shards,
+    check_bad_records,
 )
 
 

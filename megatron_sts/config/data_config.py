@@ -31,9 +31,10 @@ class DataConfig(ConfigModel):
     """Mean text tokens of a record: for planning without the data."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest sequence after compression, in tokens."""
-    over_long: Literal["error", "cut", "drop"] = "error"
-    """What becomes of a record that is longer: error: training does not start; cut: it ends at max_tokens, and is left
-    out where that would cut an image or every answer; drop: it is left out."""
+    too_long: Literal["error", "cut", "set_aside", "drop_turns"] = "drop_turns"
+    """What becomes of a record that is longer: error: training does not start; cut: it ends at max_tokens, and is set
+    aside where that would cut an image or every answer; set_aside: it is not trained on; drop_turns: its last questions
+    and answers are left out until it fits, and it is set aside where its first ones do not."""
     group_by_length: bool = False
     """Whether the samples of a step are of like length, and all with images or all without; saves padding."""
     packing: bool = False
@@ -41,8 +42,9 @@ class DataConfig(ConfigModel):
     side by side; a step's micro-batches are then cut by length, `batch.micro` samples each in the mean."""
     workers: int = Field(default=0, ge=0)
     """Processes that load images, per rank; 0: in the training process."""
-    max_bad_records: int = Field(default=0, ge=0)
-    """Records with a picture that cannot be read, found while training, that are left out; one more ends the run."""
+    max_bad_records: float = Field(default=0.01, ge=0)
+    """Records that may be set aside because they, or an image of theirs, cannot be read, before training or while it
+    runs; one more ends the run. Below 1 a share of all records, else a number of them."""
 
     @property
     def in_shards(self) -> bool:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -48,9 +49,18 @@ def read_run(checkpoint: Path) -> Run:
                 f"{file}: found format {content['format']!r}, this version reads {_FORMAT}; "
                 "use the version of megatron_sts that wrote it"
             )
-        recipe = Recipe.model_validate_json(json.dumps(content["recipe"]))
+        recipe = Recipe.model_validate_json(json.dumps(_as_named_now(content["recipe"])))
         return Run(str(content["stage"]), int(content["step"]), recipe, dict(content.get("versions", {})))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(
             f"{file}: cannot be read ({type(error).__name__}: {error}); use another checkpoint"
         ) from error
+
+
+def _as_named_now(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe with the keys of this version: `data.too_long` was `over_long`, its `set_aside` was `drop`."""
+    for stage in recipe["stages"]:
+        if "over_long" in stage["data"]:
+            policy = stage["data"].pop("over_long")
+            stage["data"]["too_long"] = "set_aside" if policy == "drop" else policy
+    return recipe

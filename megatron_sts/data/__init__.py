@@ -9,7 +9,8 @@ LLaVA json / jsonl / webdataset shards
     v
   Encoded              token ids with one id per image, labels
     |  index           lengths of every sample, made once           index, index_cache
-    |  lengths         samples that are too long: cut or left out
+    |  lengths         samples that are too long: shortened or set aside
+    |  prepared        what is trained on, and what was set aside for which reason
     |  sampler         which samples a step takes, a pure function
     |  images          decoded and processed pixels                 pictures, images, pixel_cache
     |  raw_items       the above, for the samples of one micro-batch
@@ -36,12 +37,13 @@ from megatron_sts.data.encode import (
 )
 from megatron_sts.data.images import ImageReader, load_image_processor
 from megatron_sts.data.index import SampleIndex, measure_samples
-from megatron_sts.data.index_cache import fingerprint, load_or_build, prepare_index
+from megatron_sts.data.index_cache import fingerprint, load_or_build
 from megatron_sts.data.lengths import Fitted, FittedSamples, fit_lengths
 from megatron_sts.data.llava_json import sample_of_record
 from megatron_sts.data.loader import MicroBatchLoader
 from megatron_sts.data.packing import cut_by_length, with_tail
 from megatron_sts.data.pixel_cache import PixelCache
+from megatron_sts.data.prepared import PreparedSamples, allowed_bad_records, prepare_samples
 from megatron_sts.data.raw_items import RawItems
 from megatron_sts.data.sample import IMAGE_TOKEN, Picture, Sample, Turn, placed_images
 from megatron_sts.data.sampler import LengthGroups, StepSampler, rank_slice
@@ -64,6 +66,7 @@ __all__ = [
     "MicroBatchLoader",
     "Picture",
     "PixelCache",
+    "PreparedSamples",
     "RawItem",
     "RawItems",
     "Sample",
@@ -74,6 +77,7 @@ __all__ = [
     "Template",
     "Turn",
     "adds_special_tokens",
+    "allowed_bad_records",
     "collate",
     "cut_by_length",
     "encode",
@@ -89,7 +93,7 @@ __all__ = [
     "measure_samples",
     "pad_token_id",
     "placed_images",
-    "prepare_index",
+    "prepare_samples",
     "rank_slice",
     "read_samples",
     "sample_of_record",

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_sts.data.embedded_image import EmbeddedImage
 from megatron_sts.data.index import SampleIndex, measured
-from megatron_sts.data.lengths import OverLong, fit_lengths
+from megatron_sts.data.lengths import TooLong, fit_lengths
 from megatron_sts.data.pictures import check_is_file, find_picture, read_picture
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.stored_samples import scan_records
@@ -37,7 +37,7 @@ class TextSettings:
     visual_tokens: int
     kept_tokens: int
     max_tokens: int
-    over_long: OverLong
+    too_long: TooLong
     describe: Callable[[SampleIndex], dict[str, Any]] | None = None
 
     def measure(self, sample: Sample) -> tuple[int, ...] | str:
@@ -129,14 +129,19 @@ def check_data(
         "bad_records": [{"record": one.number, "id": one.id, "problem": one.problem} for one in bad]
     }
     # Every sample is read once; what is kept of it is short.
-    outlines = [(sample.id, len(sample.turns), _outline(number, sample)) for number, sample in enumerate(samples)]
+    outlines, silent = [], []
+    for number, sample in enumerate(samples):
+        outlines.append((sample.id, len(sample.turns), _outline(number, sample)))
+        if not sample.is_learnt:
+            silent.append(number)
+    problems["without_supervision"] = [{"id": outlines[number][0]} for number in silent]
     repeated = [name for name, count in Counter(name for name, _, _ in outlines).items() if count > 1]
     problems["repeated_ids"] = [{"id": name} for name in repeated]
 
     pictures = list(dict.fromkeys(picture for _, _, named in outlines for picture in named))
     looks = images is not None or data.is_dir()
     seen = [picture for picture in pictures if looks or isinstance(picture, _Embedded)]
-    unusable: set[int] = set()
+    unusable = set(silent)
     broken: dict[str | Member | _Embedded, str] = {}
     if seen:
         check = _ImageCheck(samples, None if images is None else images.resolve(), pads, decodes)
@@ -195,17 +200,14 @@ def _lengths(
     index = SampleIndex.from_rows(found for _, found in counted)
     before, after = index.lengths(text.visual_tokens), index.lengths(text.kept_tokens)
     long = np.flatnonzero(after > text.max_tokens).tolist()
-    problems["over_long"] = [{"id": samples[numbers[position]].id, "tokens": int(after[position])} for position in long]
-    cut = left_out = 0
-    left = index.of(np.flatnonzero(after <= text.max_tokens))
-    if text.over_long == "error":
-        out |= {numbers[position] for position in long}
-    else:
-        encodable = [samples[number] for number in numbers]
-        arguments = (text.template, text.tokenizer, text.system_prompt)
-        fitted = fit_lengths(index, encodable, *arguments, text.kept_tokens, text.max_tokens, text.over_long)
-        cut, left_out, left = len(fitted.cut), len(fitted.left_out), fitted.index
-        out |= {numbers[position] for position in fitted.left_out}
+    problems["too_long"] = [{"id": samples[numbers[position]].id, "tokens": int(after[position])} for position in long]
+    encodable = [samples[number] for number in numbers]
+    learnt = np.flatnonzero(index.supervised)
+    # Training stops at them where they are an error; here they are told, and what is without them.
+    policy: TooLong = "set_aside" if text.too_long == "error" else text.too_long
+    arguments = (text.template, text.tokenizer, text.system_prompt)
+    fitted = fit_lengths(index, encodable, *arguments, text.kept_tokens, text.max_tokens, policy, learnt)
+    out |= {numbers[position] for position in fitted.set_aside}
     described = {
         "template": text.template.name,
         "text": _spread(index.text_tokens),
@@ -215,8 +217,14 @@ def _lengths(
         "kept_tokens": text.kept_tokens,
         "after_compression": _spread(after),
         "max_tokens": text.max_tokens,
-        "over_long": {"policy": text.over_long, "records": len(long), "cut": cut, "left_out": left_out},
-        "training": text.describe(left) if text.describe is not None and len(left) else None,
+        "too_long": {
+            "policy": text.too_long,
+            "records": len(long),
+            "cut": len(fitted.samples.limits),
+            "without_last_turns": len(fitted.samples.turns),
+            "set_aside": len(fitted.set_aside),
+        },
+        "training": text.describe(fitted.index) if text.describe is not None and len(fitted.index) else None,
     }
     return described, out
 

@@ -51,7 +51,7 @@ def check_stage_data(
         visual_tokens=recipe.architecture.visual_tokens,
         kept_tokens=kept_tokens,
         max_tokens=settings.max_tokens,
-        over_long=settings.over_long,
+        too_long=settings.too_long,
         describe=partial(describe_steps, recipe, stage, visual_tokens=kept_tokens),
     )
     pads = settings.image_aspect_ratio == "pad"

@@ -13,7 +13,7 @@ _HEADINGS = {
     "images": "images that cannot be used",
     "cannot_be_encoded": "records that the template and the tokenizer cannot write",
     "without_supervision": "records of which nothing would be learnt",
-    "over_long": "records longer than max_tokens",
+    "too_long": "records longer than max_tokens",
 }
 
 
@@ -55,11 +55,11 @@ def _length_lines(lengths: dict[str, Any]) -> list[str]:
     for name, spread in rows.items():
         values = "".join(f"{spread[key]:>8}" for key in ("mean", "p50", "p99", "max"))
         lines.append(f"  {name:{width}}{values}")
-    over_long = lengths["over_long"]
-    if over_long["records"] and over_long["policy"] != "error":
+    too_long = lengths["too_long"]
+    if too_long["records"] and too_long["policy"] != "error":
         lines.append(
-            f"over_long: {over_long['policy']} cuts {over_long['cut']:,} records at {lengths['max_tokens']} tokens and "
-            f"leaves {over_long['left_out']:,} out"
+            f"too_long: {too_long['policy']} cuts {too_long['cut']:,} records at {lengths['max_tokens']} tokens, drops "
+            f"last turns of {too_long['without_last_turns']:,} and sets {too_long['set_aside']:,} aside"
         )
     if lengths["training"] is not None:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in lengths["training"]["padding"].items())

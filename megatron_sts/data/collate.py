@@ -66,6 +66,8 @@ class Batch:
     """[n, 2] int64: the index of each image's sample, and the image's place among the images of it."""
     guides: Tensor
     """[n, g] int64: token ids of the human turns of each image's sample, filled up with -1; g may be 0."""
+    weights: Tensor | None = None
+    """[b, s] float32: what multiplies the loss of each position, 0 where there is none; None: 1 at every label."""
 
     def on_device(self, device: torch.device | int) -> "Batch":
         """What is computed with, on the device; from pinned memory it gets there beside what the device does."""
@@ -74,6 +76,7 @@ class Batch:
             for name, values in (
                 ("tokens", self.tokens),
                 ("labels", self.labels),
+                ("weights", self.weights),
                 ("pixels", self.pixels),
                 ("guides", self.guides),
             )
@@ -100,6 +103,9 @@ def collate(
     size = (1 if packed else len(items), length)
     tokens = np.full(size, pad_token_id, dtype=np.int64)
     labels = np.full(size, IGNORED_LABEL, dtype=np.int64)
+    weights: np.ndarray | None = None
+    if any(item.encoded.weights is not None for item in items):
+        weights = np.zeros(size, dtype=np.float32)
     rows: list[int] = []
     starts: list[int] = []
     samples: list[tuple[int, int]] = []
@@ -117,6 +123,9 @@ def collate(
         assert end <= length, f"{end} positions do not fit the step's length {length}"
         tokens[row, start:end] = np.repeat(token_ids, slots)
         labels[row, start : end - 1] = np.repeat(np.array(encoded.labels, dtype=np.int64), slots)[1:]
+        if weights is not None:
+            own = [label != IGNORED_LABEL for label in encoded.labels] if encoded.weights is None else encoded.weights
+            weights[row, start : end - 1] = np.repeat(np.array(own, dtype=np.float32), slots)[1:]
         own_starts = (start + np.cumsum(slots) - slots)[is_image].tolist()
         rows.extend([row] * len(own_starts))
         starts.extend(own_starts)
@@ -129,6 +138,7 @@ def collate(
     return Batch(
         tokens=_pinned(torch.from_numpy(tokens), pinned),
         labels=_pinned(torch.from_numpy(labels), pinned),
+        weights=None if weights is None else _pinned(torch.from_numpy(weights), pinned),
         pixels=_stacked(pixels, pinned),
         image_rows=torch.tensor(rows, dtype=torch.int64),
         image_starts=torch.tensor(starts, dtype=torch.int64),

@@ -23,11 +23,12 @@ class Encoded:
     """A tokenized conversation.
 
     `token_ids` hold one `<image>` id per image. `labels[i]` is `token_ids[i]` where supervised, else -100:
-    aligned with the tokens, not yet shifted.
+    aligned with the tokens, not yet shifted. `weights[i]` multiplies its loss; None: all supervised tokens count 1.
     """
 
     token_ids: list[int]
     labels: list[int]
+    weights: list[float] | None = None
 
 
 def encode(
@@ -44,7 +45,7 @@ def encode(
         DataError: the tokenizer is not a fast one, lacks `<image>` or a token of the template, or joins a prompt
             and its answer in one token.
     """
-    _check_tokenizer(template, tokenizer)
+    check_tokenizer(template, tokenizer)
     segments = template.render(sample, system_prompt)
     text = "".join(segment.text for segment in segments)
     encoding = tokenizer(
@@ -61,7 +62,8 @@ def encode(
 
     # supervised_before[i]: how many of the first i characters are supervised.
     lengths = [len(segment.text) for segment in segments]
-    supervised = np.repeat([segment.supervised for segment in segments], lengths)
+    weights = np.array([segment.weight for segment in segments])
+    supervised = np.repeat(weights > 0, lengths)
     supervised_before = np.concatenate([[0], np.cumsum(supervised)])
     # numpy takes thrice as long for a list of pairs.
     offsets = np.fromiter(chain.from_iterable(encoding["offset_mapping"]), dtype=np.int64, count=2 * len(token_ids))
@@ -78,7 +80,11 @@ def encode(
             "splits between the two"
         )
     labels = np.where(learnt, np.array(token_ids, dtype=np.int64), IGNORED_LABEL)
-    return Encoded(token_ids[: sample.token_limit], labels.tolist()[: sample.token_limit])
+    limit = sample.token_limit
+    if ((weights == 0) | (weights == 1)).all():
+        return Encoded(token_ids[:limit], labels.tolist()[:limit])
+    of_tokens = np.repeat(weights, lengths)[np.minimum(starts, len(text) - 1)] * learnt
+    return Encoded(token_ids[:limit], labels.tolist()[:limit], of_tokens.tolist()[:limit])
 
 
 def encode_guide(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -136,7 +142,8 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _check_tokenizer(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_tokenizer(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise DataError where the tokenizer gives no character offsets, or lacks a token of the template."""
     if not tokenizer.is_fast:
         raise DataError(
             f"tokenizer {tokenizer.name_or_path!r}: found a {type(tokenizer).__name__}, which gives no "

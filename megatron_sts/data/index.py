@@ -1,4 +1,4 @@
-"""How long every sample is, found once before training, together with everything that is wrong with the data.
+"""How long every sample is, found once before training, together with what is wrong with each.
 
 Every rank computes a step's padded length from these numbers, also those that load no text.
 """
@@ -12,16 +12,23 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from megatron_sts.data.embedded_image import EmbeddedImage
-from megatron_sts.data.encode import count_supervised, encode, image_token_id, lacks_guide
+from megatron_sts.data.encode import (
+    Encoded,
+    check_tokenizer,
+    count_supervised,
+    encode,
+    image_token_id,
+    lacks_guide,
+)
 from megatron_sts.data.pictures import resolve_image
 from megatron_sts.data.sample import Sample
 from megatron_sts.data.templates import Template
 from megatron_sts.data.workers import Progress, in_workers
-from megatron_sts.errors import DataError, shown, shown_path
+from megatron_sts.errors import DataError, shown_path
 from megatron_sts.parallel.sequence import Ranges
 from megatron_sts.records import Member
 
-SHOWN_SAMPLES = 10
+SHOWN_RECORDS = 10
 
 _SAMPLES_WORTH_A_WORKER = 4096
 _MOST_WORKERS = 16
@@ -90,6 +97,7 @@ class SampleIndex:
 
 COUNTS = tuple(one.name for one in fields(SampleIndex) if one.name != "image_positions")
 """What SampleIndex has one number of for each sample."""
+_NOTHING = (0,) * len(COUNTS)
 
 
 def measure_samples(
@@ -99,59 +107,49 @@ def measure_samples(
     system_prompt: str | None,
     images_root: Path | None,
     progress: Progress = lambda done, total: None,
-) -> SampleIndex:
+) -> tuple[SampleIndex, dict[int, str]]:
     """Tokenizes every sample and looks for every image.
 
-    Raises:
-        DataError: samples name images that are missing or outside `images_root`, or hold no supervised token.
-            Of each kind the first ten and the number are listed.
+    Returns the index, and by its place what is wrong with a sample that cannot be encoded, or of which an image is
+    missing or outside `images_root`. Raises DataError where tokenizer and template do not go together.
     """
+    check_tokenizer(template, tokenizer)
     measure = _Measure(template, tokenizer, system_prompt, None if images_root is None else images_root.resolve())
     rows: list[tuple[int, ...]] = []
-    bad_images: list[str] = []
-    for found, problem in in_workers(measure, samples, _workers_for(len(samples)), progress):
+    problems: dict[int, str] = {}
+    for found in in_workers(measure, samples, _workers_for(len(samples)), progress):
         if isinstance(found, str):
-            raise DataError(found)
-        rows.append(found)
-        if problem is not None:
-            bad_images.append(problem)
-    index = SampleIndex.from_rows(rows)
-    silent = [shown(samples[number].id) for number in np.flatnonzero(index.supervised == 0).tolist()]
-    problems = []
-    if bad_images:
-        remedy = "set data.images to the folder that holds them, add the files, or remove the records"
-        problems.append(listed(bad_images, len(samples), "name images that cannot be read", remedy))
-    if silent:
-        remedy = f"with the template {template.name!r} nothing of them is learnt: remove the records"
-        problems.append(listed(silent, len(samples), "hold no supervised token", remedy))
-    if problems:
-        raise DataError("\n".join(problems))
-    return index
+            problems[len(rows)] = found
+        rows.append(_NOTHING if isinstance(found, str) else found)
+    return SampleIndex.from_rows(rows), problems
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """(what SampleIndex has of a sample or why it cannot be encoded, what is wrong with its images)."""
+    """What SampleIndex has of a sample, or what is wrong with it."""
 
     template: Template
     tokenizer: PreTrainedTokenizerBase
     system_prompt: str | None
     root: Path | None
 
-    def __call__(self, sample: Sample) -> tuple[tuple[int, ...] | str, str | None]:
+    def __call__(self, sample: Sample) -> tuple[int, ...] | str:
         problem = _image_problem(sample, self.root)
-        found = measured(sample, self.template, self.tokenizer, self.system_prompt)
-        return found, None if problem is None else f"{shown(sample.id)} ({problem})"
+        return problem or measured(sample, self.template, self.tokenizer, self.system_prompt)
 
 
 def measured(
     sample: Sample, template: Template, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
 ) -> tuple[int, ...] | str:
-    """What SampleIndex has of a sample: its `COUNTS`, then the places of its images; or why it cannot be encoded."""
+    """What SampleIndex has of a sample, see `indexed`, or why it cannot be encoded."""
     try:
-        encoded = encode(sample, template, tokenizer, system_prompt)
+        return indexed(sample, encode(sample, template, tokenizer, system_prompt), tokenizer)
     except DataError as problem:
         return str(problem)
+
+
+def indexed(sample: Sample, encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What SampleIndex has of an encoded sample: its `COUNTS`, then the places of its images."""
     places: list[int] = []
     if sample.images:
         places = np.flatnonzero(np.array(encoded.token_ids) == image_token_id(tokenizer)).tolist()
@@ -169,21 +167,21 @@ def _image_problem(sample: Sample, root: Path | None) -> str | None:
         if isinstance(picture, Member):
             continue
         if root is None:
-            return f"{shown_path(picture)}: data.images is not set"
+            return f"image {shown_path(picture)}: data.images is not set"
         if isinstance(picture, EmbeddedImage):
             continue
         try:
             file = resolve_image(root, picture)
         except DataError:
-            return f"{shown_path(picture)}: outside {root}"
+            return f"image {shown_path(picture)}: outside {root}"
         # os.path, because pathlib raises on some paths (too long, no permission) where os.path says no.
         if not os.path.isfile(file):
-            return f"{shown_path(picture)}: no such file in {root}"
+            return f"image {shown_path(picture)}: no such file in {root}"
     return None
 
 
 def listed(entries: list[str], total: int, problem: str, remedy: str) -> str:
-    """One sentence about samples that share a problem: their number, the first ten and what to do."""
-    first = "; ".join(entries[:SHOWN_SAMPLES])
-    more = f"; and {len(entries) - SHOWN_SAMPLES} more" if len(entries) > SHOWN_SAMPLES else ""
-    return f"{len(entries)} of {total} samples {problem}: {first}{more}. Remedy: {remedy}"
+    """One sentence about records that share a problem: their number, the first ten and what to do."""
+    first = "; ".join(entries[:SHOWN_RECORDS])
+    more = f"; and {len(entries) - SHOWN_RECORDS} more" if len(entries) > SHOWN_RECORDS else ""
+    return f"{len(entries)} of {total} records {problem}: {first}{more}. Remedy: {remedy}"

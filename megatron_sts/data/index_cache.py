@@ -8,80 +8,34 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_sts.data.index import COUNTS, SampleIndex, measure_samples
-from megatron_sts.data.lengths import Fitted, OverLong, fit_lengths
-from megatron_sts.data.stored_samples import StoredSamples, read_samples
+from megatron_sts.data.index import COUNTS, SampleIndex
+from megatron_sts.data.stored_samples import BadRecord
 from megatron_sts.data.templates import Template
-from megatron_sts.data.workers import StartProgress, untold
-from megatron_sts.errors import DataError
 from megatron_sts.records import RecordPlaces, content_key
 
 logger = logging.getLogger(__name__)
 
 # Raised by whoever changes what an index holds or how it is counted.
-_VERSION = 3
+_VERSION = 4
 _ARRAYS = tuple(one.name for one in fields(SampleIndex))
 # What numpy and zipfile raise on a file that is cut off or overwritten.
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class MeasuredRecords:
-    """Where the records of some data lie, and how long they are."""
+    """Where the records of some data lie, how long they are, and which of them cannot be used; these have zeros."""
 
     places: RecordPlaces
     index: SampleIndex
-
-
-def prepare_index(
-    path: Path,
-    source: Path,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-    system_prompt: str | None,
-    images_root: Path | None,
-    visual_tokens: int,
-    max_tokens: int,
-    over_long: OverLong = "error",
-    check_count: Callable[[int], None] = lambda count: None,
-    progress: StartProgress = untold,
-) -> Fitted:
-    """The samples of `source`, a data file or a directory of shards, that are trained on, and their index: from the
-    cache at `path`, or found and left there.
-
-    Lengths are fitted each time, since `visual_tokens` and `max_tokens` are not part of the cache's key; a
-    changed compression does not tokenize again.
-
-    Args:
-        check_count: given the number of records before they are measured; may raise.
-        progress: given what is counted, returns what is told how far it is.
-
-    Raises:
-        DataError: as `read_samples`, `measure_samples` and `fit_lengths`.
-    """
-    arguments = (template, tokenizer, system_prompt)
-
-    def measure() -> MeasuredRecords:
-        samples = read_samples(source, progress("MB read"))
-        check_count(len(samples))
-        return MeasuredRecords(
-            samples.places, measure_samples(samples, *arguments, images_root, progress("records measured"))
-        )
-
-    found = load_or_build(path, source, fingerprint(source, *arguments, images_root), measure)
-    check_count(len(found.places))
-    samples = StoredSamples.all_of(found.places)
-    fitted = fit_lengths(found.index, samples, *arguments, visual_tokens, max_tokens, over_long)
-    if not len(fitted.samples):
-        raise DataError(f"{source}: no sample fits into data.max_tokens {max_tokens}; raise it")
-    return fitted
+    bad: tuple[BadRecord, ...] = ()
 
 
 def fingerprint(
@@ -107,15 +61,23 @@ def fingerprint(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def load_or_build(path: Path, source: Path, key: str, build: Callable[[], MeasuredRecords]) -> MeasuredRecords:
+def load_or_build(
+    path: Path,
+    source: Path,
+    key: str,
+    build: Callable[[], MeasuredRecords],
+    is_usable: Callable[[MeasuredRecords], bool] = lambda found: True,
+) -> MeasuredRecords:
     """What is cached of `source` at `path` under `key`; where there is nothing or it is damaged, `build()` makes it.
 
-    A cache that cannot be written is logged and does not stop the run.
+    A cache that cannot be written is logged and does not stop the run. What is not usable is neither taken nor kept:
+    images that were missing may be there by now.
     """
     found = _load(path, source, key)
-    if found is None:
+    if found is None or not is_usable(found):
         found = build()
-        _save(path, key, found)
+        if is_usable(found):
+            _save(path, key, found)
     return found
 
 
@@ -136,6 +98,7 @@ def _load(path: Path, source: Path, key: str) -> MeasuredRecords | None:
             arrays = {name: stored[name] for name in stored.files}
         places = RecordPlaces.from_arrays(source, arrays)
         index = SampleIndex(*(arrays[name] for name in _ARRAYS))
+        bad = tuple(BadRecord(**record) for record in json.loads(str(arrays["bad"])))
     except _DAMAGE as error:
         logger.warning("the index cache %s is damaged (%s); building it again", path, error)
         return None
@@ -145,12 +108,13 @@ def _load(path: Path, source: Path, key: str) -> MeasuredRecords | None:
     if not is_whole or any(arrays[name].dtype != np.int32 for name in _ARRAYS):
         logger.warning("the index cache %s holds no index; building it again", path)
         return None
-    return MeasuredRecords(places, index)
+    return MeasuredRecords(places, index, bad)
 
 
 def _save(path: Path, key: str, found: MeasuredRecords) -> None:
     temporary: str | None = None
     arrays: dict[str, Any] = {name: getattr(found.index, name) for name in _ARRAYS} | found.places.arrays()
+    arrays["bad"] = np.array(json.dumps([asdict(record) for record in found.bad]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside its final place: a rename is atomic within one file system only.

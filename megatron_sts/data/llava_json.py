@@ -92,7 +92,7 @@ def _images(record: dict[str, Any], in_parts: list[tuple[Place, Any]]) -> tuple[
 def _conversation(field: str, turns: list[tuple[str, str, float]], weight: float, first: int) -> tuple[Turn, ...]:
     """The turns after the system prompt, the first of which is number `first` of the record.
 
-    weight: the record's own, which multiplies those of its answers.
+    weight: the record's own, which multiplies those of its answers. An empty answer has no loss, as in LLaVA's code.
     """
     conversation: list[Turn] = []
     for number, (name, text, own_weight) in enumerate(turns):
@@ -104,7 +104,10 @@ def _conversation(field: str, turns: list[tuple[str, str, float]], weight: float
                 f"{field}[{first + number}].from: found {name!r} where a {expected} turn belongs; "
                 "let human and gpt alternate, human first"
             )
-        conversation.append(Turn(expected, text, weight * own_weight) if number % 2 else Turn(expected, text))
+        if expected == "human":
+            conversation.append(Turn(expected, text))
+        else:
+            conversation.append(Turn(expected, text, weight * own_weight if text.strip() else 0.0))
     if not conversation:
         raise RecordError(f"{field}: found a system turn alone; add a question and its answer")
     if conversation[-1].role == "human":
@@ -137,10 +140,6 @@ def _turn(place: Place, entry: Any, images: list[tuple[Place, Any]]) -> tuple[st
         where = "a system prompt" if name == "system" else "an answer"
         raise RecordError(
             f"{field_of((*place, content))}: found {IMAGE_TOKEN} in {where}; only human turns may hold images"
-        )
-    if ROLES.get(name) == "assistant" and not text.strip():
-        raise RecordError(
-            f"{field_of((*place, content))}: found an empty answer; write it or remove it and its question"
         )
     return name, text, loss_weight(place, entry)
 

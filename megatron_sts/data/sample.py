@@ -46,6 +46,11 @@ class Sample:
     token_limit: int | None = None
     """Token ids that `encode` keeps, each `<image>` counted once; None: all of them."""
 
+    @property
+    def is_learnt(self) -> bool:
+        """Whether any answer carries a loss, as far as can be told without a tokenizer."""
+        return any(turn.weight for turn in self.turns if turn.role == "assistant")
+
 
 def placed_images(text: str) -> str:
     """A human turn as every template writes it.

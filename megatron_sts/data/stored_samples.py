@@ -27,7 +27,7 @@ class StoredSamples(PickedSamples):
 
     @classmethod
     def all_of(cls, places: RecordPlaces) -> "StoredSamples":
-        """One sample for each record. Contract: all of them are good; `scan_records` tells."""
+        """One sample for each record. Contract: only good ones are asked for; `scan_records` tells which."""
         return cls(np.arange(len(places)), places)
 
     def sample(self, number: int) -> Sample:

@@ -78,7 +78,7 @@ def find_records(
     """Goes through a `.json` file (one list), a `.jsonl` file (one record a line) or a directory of shards once.
 
     progress: told now and then, and at the end, how many of how many megabytes were passed.
-    Contract: training has one sample for each record, so a plan counts them without looking inside.
+    Contract: training has at most one sample for each record, so a plan counts them without looking inside.
     Raises DataError where it cannot be read or holds no record; records are not looked into.
     """
     files = tuple(_files(source))

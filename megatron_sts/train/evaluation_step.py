@@ -35,7 +35,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SampleLosses:
-    """Of each sample, float64 [n]: the summed loss of its supervised tokens, and their number."""
+    """Of each sample, float64 [n]: the summed loss of its supervised tokens, and what these weigh."""
 
     losses: np.ndarray
     tokens: np.ndarray
@@ -146,13 +146,13 @@ def _forward_step(
     whole = (batch.labels.size(1),)
     held = own_ranges(whole, context_rank=place.context_rank, context_size=place.context_size)
     labels = take(batch.labels, held)
-    return model(batch, labels=labels.clamp_min(0), text=text), partial(_row_losses, labels)
+    weights = labels != IGNORED_LABEL if batch.weights is None else take(batch.weights, held)
+    return model(batch, labels=labels.clamp_min(0), text=text), partial(_row_losses, weights)
 
 
-def _row_losses(labels: Tensor, token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """labels, token_losses [b, s] -> as a schedule wants it; `rows`, float64 [b, 2]: summed loss and tokens."""
-    supervised = labels != IGNORED_LABEL
-    losses = (token_losses.float() * supervised).sum(dim=1, dtype=torch.float64)
-    tokens = supervised.sum(dim=1)
-    rows = torch.stack([losses, tokens.to(losses.dtype)], dim=1)
+def _row_losses(weights: Tensor, token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """weights, token_losses [b, s] -> as a schedule wants it; `rows`, float64 [b, 2]: summed loss and weights."""
+    losses = (token_losses.float() * weights).sum(dim=1, dtype=torch.float64)
+    tokens = weights.sum(dim=1, dtype=torch.float64)
+    rows = torch.stack([losses, tokens], dim=1)
     return losses.sum(), tokens.sum().to(torch.int), {"rows": rows}

@@ -143,7 +143,7 @@ def train_stage(
 
 def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) -> str:
     origin = f"from {start.checkpoint}" if start.checkpoint is not None else "from fresh weights"
-    samples = f"{len(data.samples):,} samples{data.fitted.text(stage.data.max_tokens)}"
+    samples = f"{len(data.samples):,} samples{data.prepared.text(stage.data.max_tokens)}"
     return (
         f"{stage.name}: {samples}, {data.total_steps:,} steps of {stage.batch.global_size}, "
         f"trains {', '.join(stage.trains)}; tensor {place.tensor_size} x pipeline {place.pipeline_size} x "

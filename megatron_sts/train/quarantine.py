@@ -1,4 +1,4 @@
-"""Records that turn out bad while training: left out on all ranks alike, written down, and counted."""
+"""Records that turn out bad: set aside on all ranks alike, written down, and counted."""
 
 import json
 import logging
@@ -9,21 +9,24 @@ import torch
 import torch.distributed as dist
 
 from megatron_sts.config import QUARANTINE_FILE, Recipe, StageConfig
-from megatron_sts.data import RawItem, Sample
+from megatron_sts.data import PreparedSamples, RawItem, allowed_bad_records
 from megatron_sts.errors import DataError, shown
 from megatron_sts.parallel.together import from_all_ranks
 from megatron_sts.train.progress import forget_steps_after
 
 logger = logging.getLogger(__name__)
 
+_SHOWN_RECORDS = 10
+
 
 @dataclass(frozen=True)
 class BadSample:
-    """A line of quarantine.jsonl. step: 1-based, which found it. sample: its number in the stage's data."""
+    """A line of quarantine.jsonl. step: 1-based, which found it; 0: set aside before the first. record: its number,
+    0-based, in the stage's data."""
 
     stage: str
     step: int
-    sample: int
+    record: int
     id: str
     problem: str
 
@@ -31,21 +34,31 @@ class BadSample:
 class Quarantine:
     """The bad samples of one stage, the same on every rank.
 
-    Once in, a sample is blank in every later epoch, whether or not its pictures can be read by then. Its memory is
-    quarantine.jsonl in the run's output_dir: a resumed run decides as the uninterrupted one, as long as that file is
-    there.
+    Those that were found bad before training are not among its samples. One found later stays there, blank in every
+    later epoch, whether or not its images can be read by then. Its memory is quarantine.jsonl in the run's output_dir:
+    a resumed run decides as the uninterrupted one, as long as that file is there.
     """
 
-    def __init__(self, recipe: Recipe, stage: StageConfig, samples: Sequence[Sample], first_step: int):
-        """`first_step`: steps done; what was found later is forgotten. All ranks together."""
+    def __init__(self, recipe: Recipe, stage: StageConfig, prepared: PreparedSamples, first_step: int):
+        """`first_step`: steps done; what was found later is forgotten. All ranks together.
+
+        Raises DataError, on all ranks, where the stage was begun with other records set aside.
+        """
         self._stage = stage
-        self._samples = samples
+        self._prepared = prepared
         self._file = recipe.output_dir / QUARANTINE_FILE
         self._is_writer = not dist.is_initialized() or dist.get_rank() == 0
+        lines: list[BadSample] = []
         if self._is_writer:
-            forget_steps_after(self._file, stage.name, first_step)
+            forget_steps_after(self._file, stage.name, first_step or -1)
+            if not first_step:
+                self._write([BadSample(stage.name, 0, bad.number, bad.id or "", bad.problem) for bad in prepared.bad])
+            lines = self._read()
         # One rank reads, since the others may not see the file, or not yet.
-        self._found: dict[int, BadSample] = from_all_ranks(self._read() if self._is_writer else {})[0]
+        lines = from_all_ranks(lines)[0]
+        self._check_unchanged({line.record for line in lines if line.step == 0})
+        places = {int(number): place for place, number in enumerate(prepared.samples.numbers)} if lines else {}
+        self._found = {places[line.record]: line for line in lines if line.step and line.record in places}
 
     def of_step(self, step: int, indices: Sequence[int], raw: Sequence[Sequence[RawItem]]) -> frozenset[int]:
         """Those of a 0-based step's samples that are bad. All ranks together, by one small collective.
@@ -76,23 +89,47 @@ class Quarantine:
         for of_rank in from_all_ranks(own):
             problems = of_rank | problems
         for index in sorted(problems.keys() - self._found.keys()):
-            bad = BadSample(self._stage.name, step, index, self._samples[index].id, problems[index])
+            samples = self._prepared.samples
+            number = int(samples.numbers[index])
+            bad = BadSample(self._stage.name, step, number, samples[index].id, problems[index])
             self._found[index] = bad
             if self._is_writer:
-                logger.warning("record %s is left out: %s", shown(bad.id), bad.problem)
-                with self._file.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(bad)) + "\n")
-        allowed = self._stage.data.max_bad_records
-        if len(self._found) > allowed:
-            listed = "\n".join(f"  record {shown(bad.id)}: {bad.problem}" for bad in self._found.values())
+                logger.warning("record %s is set aside: %s", shown(bad.id), bad.problem)
+                self._write([bad])
+        count = len(self._prepared.bad) + len(self._found)
+        allowed = allowed_bad_records(self._stage.data.max_bad_records, self._prepared.records)
+        if count > allowed:
+            last = list(self._found.values())[-_SHOWN_RECORDS:]
+            listed = "\n".join(f"  record {shown(bad.id)}: {bad.problem}" for bad in last)
             raise DataError(
-                f"data.max_bad_records: found {len(self._found)} records of stage {self._stage.name} with a picture "
-                f"that cannot be read, {allowed} are allowed; mend or remove them, or raise it:\n{listed}"
+                f"data.max_bad_records: found {count} records of stage {self._stage.name} that cannot be used, "
+                f"{allowed} of {self._prepared.records} are allowed; fix or remove them ({self._file} has them all) "
+                f"or raise it. The last ones:\n{listed}"
             )
 
-    def _read(self) -> dict[int, BadSample]:
+    def _check_unchanged(self, before: set[int]) -> None:
+        """Raise DataError where other records were set aside when the stage began: the order would be another."""
+        now = {bad.number for bad in self._prepared.bad}
+        if before != now:
+            raise DataError(
+                f"stages.{self._stage.name}.data: {len(before)} records were set aside when the stage began, as they "
+                f"could not be used ({self._file}), and {len(now)} are now; they differ in record {min(before ^ now)}. "
+                "Put its image back as it was then, or choose another output_dir to start anew"
+            )
+
+    def _write(self, lines: Sequence[BadSample]) -> None:
+        if lines:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(line)) + "\n" for line in lines)
+
+    def _read(self) -> list[BadSample]:
         if not self._file.is_file():
-            return {}
+            return []
         lines = map(json.loads, self._file.read_text(encoding="utf-8").splitlines())
-        found = [BadSample(**line) for line in lines if line["stage"] == self._stage.name]
-        return {bad.sample: bad for bad in found}
+        of_stage = [line for line in lines if line["stage"] == self._stage.name]
+        # Runs that were begun when nothing was set aside before training call the record "sample".
+        return [
+            BadSample(line["stage"], line["step"], line.get("record", line.get("sample")), line["id"], line["problem"])
+            for line in of_stage
+        ]

@@ -14,26 +14,27 @@ from rich.console import Console
 from megatron_sts.config import Recipe, SkipConfig, StageConfig
 from megatron_sts.data import (
     Batch,
-    Fitted,
     ImageReader,
     LengthGroups,
     MicroBatchLoader,
     PixelCache,
+    PreparedSamples,
     RawItems,
     StepSampler,
     cut_by_length,
     find_template,
     load_image_processor,
     load_tokenizer,
-    prepare_index,
+    prepare_samples,
     rank_slice,
     with_tail,
 )
 from megatron_sts.data.workers import Progress, StartProgress, untold
+from megatron_sts.errors import DataError
 from megatron_sts.evaluation.progress import shown_if_long
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import Ranges, padded_length, round_up, sample_multiple
-from megatron_sts.parallel.together import rank_zero_works
+from megatron_sts.parallel.together import from_all_ranks, rank_zero_works
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
 from megatron_sts.train.quarantine import Quarantine
 
@@ -72,8 +73,8 @@ class StageData:
         self._multiple = sample_multiple(recipe.parallel.context)
         self.tokenizer = load_tokenizer(recipe)
         self._template = find_template(stage.data.template, self.tokenizer)
-        self.fitted = self._fit()
-        self.samples, self.index = self.fitted.samples, self.fitted.index
+        self.prepared = self._prepare()
+        self.samples, self.index = self.prepared.samples, self.prepared.index
         groups = None
         if stage.data.group_by_length:
             # As long as they are without compression, so that a schedule of it does not change the order.
@@ -101,11 +102,14 @@ class StageData:
         """Samples whose visual tokens are to be chosen by words that they do not have; `uniform` steps in."""
         return int(self.index.lacks_guide.sum()) if self._guided else 0
 
-    def _fit(self) -> Fitted:
-        """On rank 0, which says how far it is, then on the others, which find its index."""
+    def _prepare(self) -> PreparedSamples:
+        """On rank 0, which shows its progress, then on the others, which find its index.
+
+        Raises DataError on all ranks where some have other samples, for which they would wait for each other for ever.
+        """
         if not dist.is_initialized():
             return self._measure()
-        found: list[Fitted] = []
+        found: list[PreparedSamples] = []
 
         def measure_first(gets_on: Callable[[], None]) -> None:
             console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
@@ -123,11 +127,20 @@ class StageData:
                 found.append(self._measure(start))
 
         rank_zero_works(measure_first, self._recipe.parallel.timeout_minutes * 60)
-        return found[0] if found else self._measure()
+        prepared = found[0] if found else self._measure()
+        counts, digests = zip(*from_all_ranks((len(prepared.samples), prepared.digest())), strict=True)
+        other = next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None)
+        if other is not None:
+            raise DataError(
+                f"stages.{self._stage.name}.data: rank 0 finds {counts[0]:,} samples to train on and rank {other} "
+                f"{counts[other]:,}, or of other lengths; give all nodes the same data, images and tokenizer, and an "
+                "output_dir that they share"
+            )
+        return prepared
 
-    def _measure(self, progress: StartProgress = untold) -> Fitted:
+    def _measure(self, progress: StartProgress = untold) -> PreparedSamples:
         stage = self._stage
-        return prepare_index(
+        return prepare_samples(
             self._recipe.output_dir / "index" / f"{stage.name}.npz",
             stage.data.train,
             self._template,
@@ -136,7 +149,8 @@ class StageData:
             stage.data.images,
             StagePlanner(self._recipe, stage, 1, 1.0).most_visual_tokens(),
             stage.data.max_tokens,
-            stage.data.over_long,
+            stage.data.too_long,
+            stage.data.max_bad_records,
             partial(check_sample_count, stage),
             progress,
         )
@@ -214,7 +228,7 @@ class StageData:
         labels. Records whose pictures cannot be read are blank on all ranks (train/quarantine.py), which is settled by
         all of them together.
         """
-        quarantine = Quarantine(self._recipe, self._stage, self.samples, first_step)
+        quarantine = Quarantine(self._recipe, self._stage, self.prepared, first_step)
         loader = self._loader(place, first_step) if place.first_stage or place.last_stage else None
         loaded = iter(loader) if loader is not None else repeat(None)
         for step, raw in zip(range(first_step, self.total_steps), loaded, strict=False):

@@ -38,9 +38,9 @@ def _nothing_at_work() -> bool:
 class StepSums:
     """What the ranks know together of a step before its update, the same on every rank.
 
-    loss: mean over the supervised tokens of the global batch. bad_micro_batches: those of the global batch, by number,
-    whose loss is not finite. stop: why some rank wishes to stop after this step. saves: whether some rank was still at
-    work on a checkpoint.
+    loss: mean over the supervised tokens of the global batch, weighted by what each weighs. supervised_tokens: their
+    number, whatever they weigh. bad_micro_batches: those of the global batch, by number, whose loss is not finite.
+    stop: why some rank wishes to stop after this step. saves: whether some rank was still at work on a checkpoint.
     """
 
     loss: float
@@ -84,8 +84,10 @@ class TrainStep:
         self._judge = judge or StepJudge()
         config = chunks[0].config
         no_sync = [ddp.no_sync for ddp in wrapped]
+        self._counted: list[Tensor] = []
+        """Summed weights of the supervised tokens of each micro-batch of the step, on the last stage; 0-d float64."""
         for chunk in chunks:
-            chunk.config.finalize_model_grads_func = finalize_model_grads
+            chunk.config.finalize_model_grads_func = self._finalize_gradients
             chunk.config.grad_scale_func = optimizer.inner.scale_loss
             # Gradients are complete, and may be sent, in the last micro-batch alone.
             chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
@@ -137,7 +139,7 @@ class TrainStep:
         saves: Callable[[], bool] = _nothing_at_work,
         text: Sequence[Sequence[Ranges]] | None = None,
     ) -> StepSums:
-        """Leaves the reduced gradients, as means over supervised tokens."""
+        """Leaves the reduced gradients, as weighted means over supervised tokens."""
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
             chunk.train()
             if chunk.vision is not None:
@@ -146,6 +148,7 @@ class TrainStep:
             chunk.set_plan(plan)
             wrapped.begin_step(parameters_of_skipped(chunk.language.decoder.layers), self._optimizer.freezes_skipped)
         self._optimizer.zero_grad()
+        self._counted.clear()
         held = [None] * micro_batches if batches is None else [_on_device(batch) for batch in batches]
         apart = [None] * micro_batches if segments is None else segments
         rows: list[TextRows | None] = [None] * micro_batches
@@ -154,7 +157,7 @@ class TrainStep:
         # The interleaved schedule reads the micro-batches once for each of this rank's chunks.
         iterators = [zip(held, apart, rows, strict=True) for _ in self._wrapped]
         losses = self._forward_backward(
-            forward_step_func=partial(_forward_step, self._place),
+            forward_step_func=partial(_forward_step, self._place, self._counted),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self._wrapped,
             num_microbatches=micro_batches,
@@ -177,7 +180,7 @@ class TrainStep:
         micro_batches = self._place.pipeline_size
         iterators = [iter([(held, None, None)] * micro_batches) for _ in self._wrapped]
         self._forward_backward(
-            forward_step_func=partial(_forward_step, self._place),
+            forward_step_func=partial(_forward_step, self._place, []),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self._wrapped,
             num_microbatches=micro_batches,
@@ -191,6 +194,16 @@ class TrainStep:
         """This rank's model chunks as the schedules call them."""
         return self._wrapped
 
+    def _finalize_gradients(self, chunks: list[Any], num_tokens: Tensor | None, **arguments: Any) -> None:
+        """megatron-core's, which divides the summed gradients by the number of tokens that it counted.
+
+        Its schedules add up whole numbers alone, so the sum of the weights, which is no such number, takes their place.
+        In float64 it is exact where all weights are 1, and so are the gradients what they are without weights.
+        """
+        device = torch.cuda.current_device()
+        total = sum(self._counted, torch.zeros((), dtype=torch.float64, device=device))
+        finalize_model_grads(chunks, None if num_tokens is None else total, **arguments)
+
     def gather_weights(self) -> None:
         """Make this rank's weights whole where their gathering was left to the next forward pass."""
         for ddp in self._wrapped:
@@ -203,14 +216,14 @@ class TrainStep:
         stop: Callable[[], StopReason],
         saves: Callable[[], bool],
     ) -> StepSums:
-        """Mean loss and supervised tokens of the global batch, who wishes to stop, who saves; in one collective."""
+        """The loss of the global batch, its supervised tokens, who wishes to stop, who saves; in one collective."""
         place, device = self._place, torch.cuda.current_device()
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
         # Contract: sampler.rank_slice deals the micro-batches of a step out to the data-parallel ranks in turn.
         not_finite = torch.zeros(micro_batches, place.data_size, dtype=torch.float64, device=device)
         if place.last_stage and place.tensor_rank == 0:
             for number, loss in enumerate(losses):
-                of_micro_batch = loss["loss_and_tokens"].to(sums.dtype)
+                of_micro_batch = loss["sums"]
                 sums += of_micro_batch
                 not_finite[number, place.data_rank] = (~torch.isfinite(of_micro_batch[0])).to(sums.dtype)
         wishes = torch.zeros(len(StopReason), dtype=torch.float64)
@@ -218,10 +231,10 @@ class TrainStep:
         at_work = torch.tensor([float(saves())], dtype=torch.float64)
         total = torch.cat([sums, at_work.to(device), wishes.to(device), not_finite.flatten()])
         dist.all_reduce(total)
-        loss_sum, tokens, saving, *counts = total.tolist()
+        loss_sum, weight, tokens, saving, *counts = total.tolist()
         asked, bad = counts[: len(StopReason)], counts[len(StopReason) :]
         return StepSums(
-            loss_sum / tokens if tokens else 0.0,
+            loss_sum / weight if weight else 0.0,
             int(tokens),
             tuple(number for number, count in enumerate(bad) if count),
             max(reason for reason in StopReason if asked[reason]),
@@ -235,12 +248,14 @@ def _on_device(batch: Batch) -> Batch:
 
 def _forward_step(
     place: Place,
+    counted: list[Tensor],
     batches: Iterator[tuple[Batch | None, Sequence[int] | None, TextRows | None]],
     model: SkippingDataParallel,
 ) -> tuple[Tensor, Any]:
     """megatron-core's forward step: (output, function from output to (loss sum, tokens, figures)).
 
     A context-parallel rank takes the loss of the positions that it holds; sums and counts go over all ranks later.
+    counted: takes in what the micro-batch's supervised tokens weigh, once the loss is taken.
     """
     batch, segments, text = next(batches)
     if batch is None:
@@ -248,12 +263,21 @@ def _forward_step(
     whole = segments or (batch.labels.size(1),)
     held = own_ranges(whole, context_rank=place.context_rank, context_size=place.context_size)
     labels = take(batch.labels, held)
-    return model(batch, labels=labels.clamp_min(0), segments=segments, text=text), partial(_loss, labels)
+    own_weights = None if batch.weights is None else take(batch.weights, held)
+    loss = partial(_loss, counted, labels, own_weights)
+    return model(batch, labels=labels.clamp_min(0), segments=segments, text=text), loss
 
 
-def _loss(labels: Tensor, token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """labels, token_losses [b, s] -> summed loss over supervised tokens, their number, both for the log."""
+def _loss(
+    counted: list[Tensor], labels: Tensor, weights: Tensor | None, token_losses: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """labels, weights, token_losses [b, s] -> (summed weighted loss, number of supervised tokens, figures).
+
+    The figures: `sums`, float64 [3], the loss, the summed weights, which `counted` takes in, and the number.
+    """
     supervised = labels != IGNORED_LABEL
-    loss = (token_losses.float() * supervised).sum()
-    tokens = supervised.sum().to(torch.int)
-    return loss, tokens, {"loss_and_tokens": torch.stack([loss.detach(), tokens.to(loss.dtype)])}
+    weighing = supervised if weights is None else weights
+    loss = (token_losses.float() * weighing).sum()
+    tokens = supervised.sum()
+    counted.append(weighing.sum(dtype=torch.float64))
+    return loss, tokens.to(torch.int), {"sums": torch.stack([loss.detach().double(), counted[-1], tokens.double()])}

@@ -37,12 +37,12 @@ CHAT_TEMPLATE = (
 )
 # data of the last stage, and the layout that trains it beside one process.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "chatml": ({"image_aspect_ratio": "pad", "over_long": "cut", "system_prompt": None}, {}),
+    "chatml": ({"image_aspect_ratio": "pad", "too_long": "cut", "system_prompt": None}, {}),
     "tokenizer": (
-        {"image_aspect_ratio": "pad", "over_long": "drop", "system_prompt": "Be brief."},
+        {"image_aspect_ratio": "pad", "too_long": "set_aside", "system_prompt": "Be brief."},
         {"tensor": 2, "sequence_parallel": True},
     ),
-    "llama3": ({"over_long": "cut", "packing": True}, {"pipeline": 2}),
+    "llama3": ({"too_long": "cut", "packing": True}, {"pipeline": 2}),
 }
 
 
@@ -179,11 +179,11 @@ def test_a_prompt_is_what_training_saw(root, whole_ways, case):
     stop = "<|im_end|>" if case == "chatml" else "<|eot_id|>"
     texts = {tokenizer.decode(answer): picture for answer, picture in trained}
     expected = {"é" * (number + 1) + stop for number in range(RECORDS - 1)}
-    if CASES[case][0]["over_long"] == "cut":
+    if CASES[case][0]["too_long"] == "cut":
         expected.add(("too long " * MAX_TOKENS)[: MAX_TOKENS - len(prompt)])
-        assert "tune: 8 samples (1 cut at 200 tokens, 0 longer ones left out)" in found["said"]
+        assert "tune: 8 samples (1 cut at 200 tokens)" in found["said"]
     else:
-        assert "tune: 7 samples (0 cut at 200 tokens, 1 longer ones left out)" in found["said"]
+        assert "tune: 7 samples (of 8 records, set aside 1 longer than 200 tokens)" in found["said"]
     assert set(texts) == expected
     np.testing.assert_array_equal(pixels, texts["é" + stop])
     # The first picture is broad: where it is padded, the upper edge has the mean colour, which becomes zero.

@@ -26,12 +26,12 @@ class HeadedTemplate(Template):
         before = self._system(system_of(sample, system_prompt))
         for turn in sample.turns:
             if turn.role == "human":
-                segments.append(Segment(before + self._question(turn.text), supervised=False))
+                segments.append(Segment(before + self._question(turn.text)))
             else:
-                segments.append(Segment(turn.text.strip() + self.stop, supervised=True))
+                segments.append(Segment(turn.text.strip() + self.stop, turn.weight))
                 before = self.between
         if self.between:
-            segments.append(Segment(self.between, supervised=False))
+            segments.append(Segment(self.between))
         return segments
 
     def prompt(self, human_text: str, system_prompt: str | None = None) -> str:

@@ -50,23 +50,33 @@ class TokenizerTemplate(Template):
         self._marks_answers = _GENERATION.search(self._template) is not None
         self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
         tokens = {token.content for token in tokenizer.added_tokens_decoder.values()}
-        learnt = [segment.text for segment in self.render(_PROBE) if segment.supervised]
+        learnt = [segment.text for segment in self.render(_PROBE) if segment.weight]
         if not learnt:
             raise self._error("marks no answer in its chat template", "correct its {% generation %}")
         self.stop = next((token for token in tokens if learnt[-1].rstrip().endswith(token)), None)
 
     def render(self, sample: Sample, system_prompt: str | None = None) -> list[Segment]:
         messages = self._messages(sample, system_of(sample, system_prompt))
+        weights = [turn.weight for turn in sample.turns if turn.role == "assistant"]
         if self._marks_answers:
-            text, learnt = self._rendered(messages, marked=True)
+            text, answers = self._rendered(messages, marked=True)
+            if len(answers) != len(weights):
+                if set(weights) != {1.0}:
+                    raise self._error(
+                        f"marks {len(answers)} stretches for {len(weights)} answers in its chat template, so that an "
+                        "answer cannot be given a weight or be empty",
+                        "mark each answer once by {% generation %}",
+                    )
+                weights = [1.0] * len(answers)
+            learnt = list(zip(answers, weights, strict=True))
         else:
-            text, learnt = self._prefixes(messages)
+            text, learnt = self._prefixes(messages, weights)
         segments, position = [], 0
-        for start, end in learnt:
-            segments.append(Segment(text[position:start], supervised=False))
-            segments.append(Segment(text[start:end], supervised=True))
+        for (start, end), weight in learnt:
+            segments.append(Segment(text[position:start]))
+            segments.append(Segment(text[start:end], weight))
             position = end
-        segments.append(Segment(text[position:], supervised=False))
+        segments.append(Segment(text[position:]))
         return [segment for segment in segments if segment.text]
 
     def prompt(self, human_text: str, system_prompt: str | None = None) -> str:
@@ -93,10 +103,14 @@ class TokenizerTemplate(Template):
             messages.append({"role": "user" if human else "assistant", "content": text})
         return messages
 
-    def _prefixes(self, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    def _prefixes(
+        self, messages: list[dict[str, str]], weights: list[float]
+    ) -> tuple[str, list[tuple[tuple[int, int], float]]]:
+        """The text, and where the answers that are learnt lie in it, each with its weight."""
         text, learnt = self._rendered(messages)[0], []
-        for number, message in enumerate(messages):
-            if message["role"] == "assistant":
+        answers = (number for number, message in enumerate(messages) if message["role"] == "assistant")
+        for number, weight in zip(answers, weights, strict=True):
+            if weight:
                 before = self._rendered(messages[:number], prompts=True)[0]
                 after = self._rendered(messages[: number + 1])[0].rstrip()
                 if not (text.startswith(before) and text.startswith(after) and len(before) < len(after)):
@@ -104,7 +118,7 @@ class TokenizerTemplate(Template):
                         "writes answers otherwise when turns follow, and does not mark them, in its chat template",
                         "add {% generation %} to it, or name a template",
                     )
-                learnt.append((len(before), len(after)))
+                learnt.append(((len(before), len(after)), weight))
         return text, learnt
 
     def _rendered(

@@ -20,9 +20,9 @@ class PlainTemplate(Template):
         segments = []
         for turn in sample.turns:
             if turn.role == "assistant":
-                segments.append(Segment(turn.text.strip() + "\n", supervised=True))
+                segments.append(Segment(turn.text.strip() + "\n", turn.weight))
             elif IMAGE_TOKEN in turn.text:
-                segments.append(Segment(self.prompt(turn.text), supervised=False))
+                segments.append(Segment(self.prompt(turn.text)))
         return segments
 
     def prompt(self, human_text: str, system_prompt: str | None = None) -> str:

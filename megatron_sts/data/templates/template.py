@@ -35,10 +35,10 @@ READ_MESSAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a rendered conversation; the model is trained to write the supervised ones."""
+    """A stretch of a rendered conversation, and what the loss of its tokens is multiplied by; 0: context only."""
 
     text: str
-    supervised: bool
+    weight: float = 0.0
 
 
 class Template(ABC):
@@ -47,8 +47,8 @@ class Template(ABC):
 
     A begin-of-sequence token is the tokenizer's to write, not a template's.
 
-    Contract: `prompt` of a sample's first human turn is how `render` begins, up to its first supervised
-    segment; `chat_template` renders the same text. `encode` and the exported tokenizer rely on both.
+    Contract: `prompt` of a sample's first human turn is how `render` begins, up to its first answer; `chat_template`
+    renders the same text. `encode` and the exported tokenizer rely on both.
     """
 
     name: str

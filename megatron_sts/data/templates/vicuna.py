@@ -20,10 +20,10 @@ class VicunaTemplate(Template):
         before = self._opening(system_of(sample, system_prompt))
         for turn in sample.turns:
             if turn.role == "human":
-                segments.append(Segment(before + self._question(turn.text), supervised=False))
+                segments.append(Segment(before + self._question(turn.text)))
                 before = ""
             else:
-                segments.append(Segment(f" {turn.text.strip()}{self.stop}", supervised=True))
+                segments.append(Segment(f" {turn.text.strip()}{self.stop}", turn.weight))
         return segments
 
     def prompt(self, human_text: str, system_prompt: str | None = None) -> str:

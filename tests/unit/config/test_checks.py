@@ -307,6 +307,11 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["stages.tune.data.max_tokens is 2048", "sliding_window 1024", "lower max_tokens"],
     ),
     (
+        "check_bad_records",
+        ["stages.tune.data.max_bad_records=1.5"],
+        ["stages.tune.data.max_bad_records is 1.5", "a share of the records, below 1, or a whole number"],
+    ),
+    (
         "check_shards",
         ["stages.tune.data.train=data/shards", "stages.tune.data.images=data"],
         ["stages.tune.data.images is 'data'", "'data/shards' is a directory of shards", "remove images"],
@@ -335,6 +340,8 @@ ALLOWED = [
     ["stages.align.compress={strategy: mean_pool, window: 6}"],
     ["stages.align.compress={strategy: text_guided, schedule: {kind: cosine, start: 0.25, end: 1}}"],
     ["stages.tune.data.max_tokens=4096"],
+    ["stages.tune.data.max_bad_records=0.999"],
+    ["stages.tune.data.max_bad_records=1"],
 ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from megatron_sts.data import TEMPLATES, prepare_index, read_samples
+from megatron_sts.data import TEMPLATES, prepare_samples, read_samples
 
 WORDS = (
     "the a of picture shows man woman red car street with two people standing near building in background there is "
@@ -40,7 +40,8 @@ def main() -> None:
 
         def start() -> float:
             began = time.perf_counter()
-            prepare_index(root / "index.npz", data, TEMPLATES["vicuna_v1"], tokenizer, None, root, 576, 4096)
+            arguments = (TEMPLATES["vicuna_v1"], tokenizer, None, root, 576, 4096, "error", 0)
+            prepare_samples(root / "index.npz", data, *arguments)
             return time.perf_counter() - began
 
         first, later = start(), start()

@@ -13,7 +13,7 @@ from megatron_sts.data import TEMPLATES
 from megatron_sts.data.check import TextSettings, check_data
 from megatron_sts.data.check_stage import check_stage_data, stages_to_check
 from megatron_sts.data.check_text import check_text
-from megatron_sts.data.lengths import OverLong
+from megatron_sts.data.lengths import TooLong
 from megatron_sts.errors import ConfigError, DataError
 from megatron_sts.train.stage_data import StageData
 from tests.tiny import tiny_recipe
@@ -32,16 +32,16 @@ def write(folder: Path, records: list[Any]) -> Path:
 
 
 @pytest.fixture
-def settings(word_tokenizer: PreTrainedTokenizerFast) -> Callable[[int, OverLong], TextSettings]:
-    def make(max_tokens: int, over_long: OverLong) -> TextSettings:
-        return TextSettings(word_tokenizer, TEMPLATES["vicuna_v1"], "", 9, 4, max_tokens, over_long)
+def settings(word_tokenizer: PreTrainedTokenizerFast) -> Callable[[int, TooLong], TextSettings]:
+    def make(max_tokens: int, too_long: TooLong) -> TextSettings:
+        return TextSettings(word_tokenizer, TEMPLATES["vicuna_v1"], "", 9, 4, max_tokens, too_long)
 
     return make
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_kind_of_problem_is_found_by_id(
-    tmp_path: Path, image_folder: Path, settings: Callable[[int, OverLong], TextSettings], workers: int
+    tmp_path: Path, image_folder: Path, settings: Callable[[int, TooLong], TextSettings], workers: int
 ) -> None:
     (image_folder / "cut.png").write_bytes((image_folder / "0.png").read_bytes()[:50])
     (image_folder / "out.png").symlink_to("/etc/passwd")
@@ -64,21 +64,21 @@ def test_every_kind_of_problem_is_found_by_id(
         workers=workers,
         progress=lambda what: lambda done, total: told.update({what: (done, total)}),
     )
-    assert told == {"MB read": (1, 1), "images": (11, 11), "records": (76, 76)}
-    assert (found["records"], found["usable"], found["text_only"]) == (78, 72, 3)
+    assert told == {"MB read": (1, 1), "images": (11, 11), "records": (77, 77)}
+    assert (found["records"], found["usable"], found["text_only"]) == (78, 72, 4)
     assert found["images"] == {"named": 73, "files": 11, "embedded": 0, "bad_files": 3, "most_in_a_record": 1}
     problems = found["problems"]
-    assert [(one["record"], one["id"]) for one in problems["bad_records"]] == [(74, "broken"), (77, None)]
+    assert [(one["record"], one["id"]) for one in problems["bad_records"]] == [(77, None)]
     assert problems["repeated_ids"] == [{"id": "twice"}]
     assert [one["id"] for one in problems["images"]] == ["gone", "cut", "out"]
     for one, part in zip(problems["images"], ["no such image", "cannot be decoded", "outside"], strict=True):
         assert part in one["problem"]
-    assert problems["over_long"] == [{"id": "long", "tokens": 25}]
-    assert problems["without_supervision"] == problems["cannot_be_encoded"] == []
+    assert problems["too_long"] == [{"id": "long", "tokens": 25}]
+    assert problems["without_supervision"] == [{"id": "broken"}] and problems["cannot_be_encoded"] == []
     json.dumps(found)
 
 
-def test_lengths_by_hand(tmp_path: Path, image_folder: Path, settings: Callable[[int, OverLong], TextSettings]) -> None:
+def test_lengths_by_hand(tmp_path: Path, image_folder: Path, settings: Callable[[int, TooLong], TextSettings]) -> None:
     # <s> USER: Sure? ASSISTANT: yes </s>; with a picture <s> USER: _ <image> \nSure? ASSISTANT: yes </s>
     found = check_data(write(tmp_path, [record("a"), record("b", "0.png")]), image_folder, settings(20, "error"))
     lengths = found["lengths"]
@@ -94,22 +94,29 @@ def test_lengths_by_hand(tmp_path: Path, image_folder: Path, settings: Callable[
 
 
 @pytest.mark.parametrize(
-    ("over_long", "usable", "cut", "left_out"), [("error", 1, 0, 0), ("cut", 2, 1, 0), ("drop", 1, 0, 1)]
+    ("too_long", "usable", "cut", "shortened", "set_aside"),
+    [("error", 1, 0, 0, 2), ("cut", 3, 2, 0, 0), ("set_aside", 1, 0, 0, 2), ("drop_turns", 2, 0, 1, 1)],
 )
-def test_over_long_records_are_usable_as_the_recipe_has_it(
+def test_records_that_are_too_long_are_usable_as_the_recipe_has_it(
     tmp_path: Path,
-    settings: Callable[[int, OverLong], TextSettings],
-    over_long: OverLong,
+    settings: Callable[[int, TooLong], TextSettings],
+    too_long: TooLong,
     usable: int,
     cut: int,
-    left_out: int,
+    shortened: int,
+    set_aside: int,
 ) -> None:
-    path = write(tmp_path, [record("long", answer="yes no two"), record("short")])
-    found = check_data(path, None, settings(6, over_long))
+    twice = record("twice")
+    twice["conversations"] *= 2
+    path = write(tmp_path, [record("long", answer="yes no two"), record("short"), twice])
+    found = check_data(path, None, settings(6, too_long))
     assert found["usable"] == usable
-    expected = {"policy": over_long, "records": 1, "cut": cut, "left_out": left_out}
-    assert found["lengths"]["over_long"] == expected
-    assert "1 records longer than max_tokens:\n  id 'long': 8 tokens" in check_text(found)
+    expected = {"records": 2, "cut": cut, "without_last_turns": shortened, "set_aside": set_aside}
+    assert found["lengths"]["too_long"] == {"policy": too_long, **expected}
+    text = check_text(found)
+    assert "2 records longer than max_tokens:\n  id 'long': 8 tokens" in text
+    said = f"{too_long} cuts {cut} records at 6 tokens, drops last turns of {shortened} and sets {set_aside} aside"
+    assert (f"too_long: {said}" in text) == (too_long != "error")
 
 
 def test_the_text_shows_a_few_and_says_how_many_more(tmp_path: Path) -> None:

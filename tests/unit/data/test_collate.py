@@ -103,3 +103,18 @@ def test_packed_samples_lie_end_to_end_and_none_predicts_the_next() -> None:
     assert batch.labels.tolist() == [[-100, 5, 6, -100, -100, -100, -100, 8, -100, -100]]
     assert batch.image_rows.tolist() == [0, 0] and batch.image_starts.tolist() == [0, 6]
     assert batch.image_samples.tolist() == [[4, 0], [2, 0]]
+
+
+def test_weights_stand_where_their_labels_do() -> None:
+    weighted = Encoded([1, IMAGE, 5, 6], [-100, -100, 5, 6], [0, 0, 0.5, 2])
+    plain = Encoded([IMAGE, 8], [-100, 8])
+    batch = collate([RawItem(weighted, None), RawItem(plain, None)], 2, 6, IMAGE, PAD)
+    assert batch.weights is not None and batch.weights.dtype == torch.float32
+    assert batch.weights.tolist() == [[0, 0, 0.5, 2, 0, 0], [0, 1, 0, 0, 0, 0]]
+    assert torch.equal(batch.weights > 0, batch.labels != -100)
+    packed = collate([RawItem(weighted, None), RawItem(plain, None)], 2, 13, IMAGE, PAD, packed=True, multiple=4)
+    assert packed.weights is not None and packed.weights.tolist() == [[0, 0, 0.5, 2, *[0] * 5, 1, *[0] * 3]]
+    assert torch.equal(packed.weights > 0, packed.labels != -100)
+    # One that is blank weighs nothing; where no sample has weights, the labels say all.
+    assert collate([RawItem(weighted, None).blank(), RawItem(plain, None)], 2, 6, IMAGE, PAD).weights is None
+    assert collate([RawItem(plain, None)], 2, 6, IMAGE, PAD).weights is None

@@ -1,7 +1,9 @@
 """Shows which tokens carry a loss, by masks written by hand, and that a prompt is a prefix of its sample."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -193,3 +195,36 @@ def test_the_guide_is_the_human_turns_alone_also_where_the_template_drops_them(
 def test_only_a_picture_without_a_word_lacks_a_guide(human: str, images: tuple[str, ...], lacks: bool) -> None:
     sample = Sample("s", (Turn("human", human), Turn("assistant", "red")), images)
     assert lacks_guide(sample) == lacks
+
+
+def weighted(sample: Sample, *weights: float) -> Sample:
+    """The sample with these weights of its answers."""
+    turns = list(sample.turns)
+    turns[1::2] = [replace(turn, weight=weight) for turn, weight in zip(turns[1::2], weights, strict=True)]
+    return replace(sample, turns=tuple(turns))
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"])
+def test_every_token_of_an_answer_and_its_end_weighs_what_the_answer_does(
+    name: str, byte_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample
+) -> None:
+    sample = make_sample("Sure?", "yes no", "Sure?", "two", "Sure?", "five")
+    whole = encode(sample, TEMPLATES[name], byte_tokenizer)
+    assert whole.weights is None
+    found = encode(weighted(sample, 0.5, 0, 3), TEMPLATES[name], byte_tokenizer)
+    assert found.token_ids == whole.token_ids and found.weights is not None
+    learnt = [label != -100 for label in whole.labels]
+    # Numbers of the answers that the supervised tokens belong to: a new one begins where the token before has no loss.
+    starts = np.diff(np.array([False, *learnt]).astype(int)) > 0
+    expected = np.array([0, 0.5, 0, 3])[np.cumsum(starts)] * learnt
+    assert found.weights == expected.tolist() and 0.5 in found.weights and 3 in found.weights
+    assert [label != -100 for label in found.labels] == (expected > 0).tolist()
+    # Without a turn in part, zeros alone need no weights; what is cut off has none.
+    assert encode(weighted(sample, 1, 0, 1), TEMPLATES[name], byte_tokenizer).weights is None
+    cut = encode(replace(weighted(sample, 0.5, 0, 3), token_limit=20), TEMPLATES[name], byte_tokenizer)
+    assert cut.weights == found.weights[:20]
+
+
+def test_plain_captions_weigh_what_they_say(word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample) -> None:
+    sample = make_sample("<image>\nDescribe.", "Row one: two five.", images=("a.png",))
+    assert encode(weighted(sample, 0.25), PLAIN, word_tokenizer).weights == [0, 0, 0.25, 0.25, 0.25, 0.25]

@@ -1,14 +1,13 @@
 """Shows that a cached index is used only for what it was made from, and that a damaged one is made again."""
 
-import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from megatron_sts.data import TEMPLATES, Fitted, SampleIndex, fingerprint, load_or_build, prepare_index
+from megatron_sts.data import TEMPLATES, BadRecord, SampleIndex, fingerprint, load_or_build
 from megatron_sts.data.index_cache import MeasuredRecords
 from megatron_sts.errors import DataError
 from megatron_sts.records import find_records
@@ -142,25 +141,12 @@ def test_a_data_file_that_cannot_be_read_is_named(tmp_path: Path, word_tokenizer
         fingerprint(tmp_path / "none.json", VICUNA, word_tokenizer, None, None)
 
 
-def test_a_cached_index_is_still_checked_for_length_and_count(
-    tmp_path: Path, word_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    source, path = tmp_path / "data.json", tmp_path / "index.npz"
-    turns = [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "yes"}]
-    source.write_text(json.dumps([{"conversations": turns}]))
-    counts: list[int] = []
-    progress: list[tuple[str, int, int]] = []
-
-    def start(what: str) -> Callable[[int, int], None]:
-        return lambda done, total: progress.append((what, done, total))
-
-    def prepare(max_tokens: int) -> Fitted:
-        arguments = (path, source, VICUNA, word_tokenizer, "", None, 4, max_tokens)
-        return prepare_index(*arguments, check_count=counts.append, progress=start)
-
-    assert prepare(6).index.lengths(4).tolist() == [6]
-    assert [sample.turns[1].text for sample in prepare(6).samples] == ["yes"]
-    with pytest.raises(DataError, match=r"data\.max_tokens 5"):
-        prepare(5)
-    # Tokenized once only.
-    assert progress == [("MB read", 1, 1), ("records measured", 1, 1)] and set(counts) == {1}
+def test_what_is_not_usable_is_built_again_and_not_kept(tmp_path: Path, data: Path) -> None:
+    path = tmp_path / "index.npz"
+    bad = replace(numbers(data, 1, 0, 3), bad=(BadRecord(1, "b", "image b.png: no such file"),))
+    build, again = Builder(bad), Builder(numbers(data, 1, 2, 3))
+    assert load_or_build(path, data, "key", build, lambda found: not found.bad) is bad and not path.exists()
+    assert load_or_build(path, data, "key", build) is bad
+    assert load_or_build(path, data, "key", again).bad == bad.bad and again.calls == 0
+    assert load_or_build(path, data, "key", again, lambda found: not found.bad).bad == () and again.calls == 1
+    assert load_or_build(path, data, "key", build).bad == () and build.calls == 2

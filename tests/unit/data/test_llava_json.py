@@ -92,10 +92,6 @@ def test_jsonl_is_one_record_a_line_with_unicode_separators_inside_strings(tmp_p
             ["conversations[2]: found a human turn without an answer", "add the answer"],
         ),
         (
-            {"conversations": [QUESTION, {"from": "gpt", "value": " \n"}]},
-            ["conversations[1].value: found an empty answer", "remove"],
-        ),
-        (
             {"conversations": [QUESTION, {"from": "gpt", "value": 2}]},
             ["conversations[1].value: found 2", "text"],
         ),
@@ -349,3 +345,9 @@ def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text % ("1" * 5000))
         with pytest.raises(DataError, match=r"line \d begins a record with a number of thousands of digits; remove it"):
             read_samples(tmp_path / name)
+
+
+def test_an_empty_answer_is_a_turn_without_loss(tmp_path: Path) -> None:
+    turns = [QUESTION, {"from": "gpt", "value": " \n", "weight": 2}, {"from": "human", "value": "And?"}, ANSWER]
+    (sample,) = read_samples(write(tmp_path, [{"image": "1.png", "conversations": turns}]))
+    assert [turn.weight for turn in sample.turns[1::2]] == [0.0, 1.0]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,3 +125,29 @@ def test_a_template_that_cannot_be_trained_with_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=rf"data\.template 'tokenizer': .*{expected}"):
         find_template("tokenizer", with_template(byte_tokenizer, own))
+
+
+@pytest.mark.parametrize("own", [CHATML, CHATML_MARKED], ids=["chatml", "marked"])
+def test_answers_weigh_what_they_do_in_the_template_of_its_format(
+    own: str, byte_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample
+) -> None:
+    tokenizer = with_template(byte_tokenizer, own)
+    sample = make_sample("What?", "two", "Sure?", "", "And?", "no")
+    turns = [replace(turn, weight=weight) for turn, weight in zip(sample.turns, (1, 0.5, 1, 0, 1, 2), strict=True)]
+    sample = replace(sample, turns=tuple(turns))
+    found = encode(sample, find_template("tokenizer", tokenizer), tokenizer, "Be brief.")
+    assert found == encode(sample, TEMPLATES["chatml"], tokenizer, "Be brief.")
+    assert found.weights is not None and set(found.weights) == {0, 0.5, 2}
+
+
+def test_a_template_that_marks_an_answer_twice_takes_no_weights(
+    byte_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample
+) -> None:
+    generation = "{% generation %}{{ message['content'] }}{% endgeneration %}"
+    twice = CHATML_MARKED.replace("{% generation %}", generation + "{% generation %}", 1)
+    tokenizer = with_template(byte_tokenizer, twice)
+    template = find_template("tokenizer", tokenizer)
+    sample = make_sample("What?", "two")
+    assert encode(sample, template, tokenizer).weights is None
+    with pytest.raises(DataError, match="marks 2 stretches for 1 answers"):
+        encode(replace(sample, turns=(sample.turns[0], replace(sample.turns[1], weight=0.5))), template, tokenizer)

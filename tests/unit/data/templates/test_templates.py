@@ -41,10 +41,10 @@ def test_the_registry_knows_each_template_by_its_name() -> None:
 def test_vicuna_supervises_answers_and_their_end(make_sample: MakeSample) -> None:
     sample = make_sample("<image>\nWhat digit?", "two", "Sure? ", " yes\n", images=("a.png",))
     assert VICUNA.render(sample) == [
-        Segment(f"{SYSTEM} USER: <image>\nWhat digit? ASSISTANT:", False),
-        Segment(" two</s>", True),
-        Segment("USER: Sure? ASSISTANT:", False),
-        Segment(" yes</s>", True),
+        Segment(f"{SYSTEM} USER: <image>\nWhat digit? ASSISTANT:"),
+        Segment(" two</s>", 1.0),
+        Segment("USER: Sure? ASSISTANT:"),
+        Segment(" yes</s>", 1.0),
     ]
 
 
@@ -71,13 +71,13 @@ def test_a_single_image_comes_first_and_several_stay_where_they_are(written: str
 
 def test_plain_is_image_caption_newline_without_the_question(make_sample: MakeSample) -> None:
     sample = make_sample("<image>\nDescribe.", " Row one: two. ", images=("a.png",))
-    assert PLAIN.render(sample) == [Segment("<image>", False), Segment("Row one: two.\n", True)]
+    assert PLAIN.render(sample) == [Segment("<image>"), Segment("Row one: two.\n", 1.0)]
 
 
 def test_plain_text_is_the_answers_alone(make_sample: MakeSample) -> None:
     assert PLAIN.render(make_sample("Say.", "one", "More.", "two")) == [
-        Segment("one\n", True),
-        Segment("two\n", True),
+        Segment("one\n", 1.0),
+        Segment("two\n", 1.0),
     ]
 
 
