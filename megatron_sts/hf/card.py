@@ -123,8 +123,9 @@ def _saving(savings: list[StageSaving]) -> str:
 same samples at every layer and every visual token, as computed from the model's sizes. The time is that of the steps
 of this run; it was not compared with a dense run.
 
-| stage | steps | FLOPs executed | FLOPs saved | visual tokens dropped | layer runs skipped | hours | steps dropped |
-|---|---|---|---|---|---|---|---|
+| stage | steps | FLOPs executed | FLOPs saved | visual tokens dropped | layer runs skipped | for visual tokens alone \
+| hours | steps dropped |
+|---|---|---|---|---|---|---|---|---|
 {rows}"""
 
 
@@ -136,6 +137,7 @@ def _saving_row(saving: StageSaving) -> str:
         f"{1 - saving.flops_executed / saving.flops_dense:.1%}",
         f"{saving.visual_tokens_dropped:.1%}",
         f"{saving.layer_runs_skipped:.1%}",
+        f"{saving.layer_runs_skipped_for_visual:.1%}",
         f"{saving.seconds / 3600:.3g}",
         str(saving.dropped_steps),
     )

@@ -17,7 +17,8 @@ class StageSaving:
     """The sums over the recorded steps of one stage.
 
     expected_steps: steps that the checkpoint has done in this stage, as far as is known. flops_dense: of the same
-    samples with every layer and every visual token. visual_tokens_dropped, layer_runs_skipped: shares of all.
+    samples with every layer and every visual token. visual_tokens_dropped, layer_runs_skipped,
+    layer_runs_skipped_for_visual: shares of all.
     seconds: of the steps alone. dropped_steps: steps that updated nothing.
     """
 
@@ -28,6 +29,7 @@ class StageSaving:
     flops_dense: float
     visual_tokens_dropped: float
     layer_runs_skipped: float
+    layer_runs_skipped_for_visual: float
     seconds: float
     dropped_steps: int
 
@@ -66,7 +68,11 @@ def _lines(run: Run) -> list[dict[str, Any]]:
 
 def _sum(steps: Sequence[dict[str, Any]], expected: int, run: Run) -> StageSaving:
     executed, dense, kept, tokens, seconds = (sum(line[key] for line in steps) for key in _SUMMED)
-    skipped = sum(len(line["layers_skipped"]) for line in steps)
+    layer_runs = run.recipe.architecture.language.layers * len(steps)
+    # Runs of earlier versions skipped layers for all tokens alone.
+    skipped, for_visual = (
+        sum(len(line.get(key, ())) for line in steps) for key in ("layers_skipped", "layers_skipped_for_visual")
+    )
     return StageSaving(
         stage=steps[0]["stage"],
         steps=len(steps),
@@ -74,7 +80,8 @@ def _sum(steps: Sequence[dict[str, Any]], expected: int, run: Run) -> StageSavin
         flops_executed=executed,
         flops_dense=dense,
         visual_tokens_dropped=1 - kept / tokens if tokens else 0.0,
-        layer_runs_skipped=skipped / (run.recipe.architecture.language.layers * len(steps)),
+        layer_runs_skipped=skipped / layer_runs,
+        layer_runs_skipped_for_visual=for_visual / layer_runs,
         seconds=seconds,
         dropped_steps=sum(line["dropped_step"] for line in steps),
     )

@@ -23,9 +23,15 @@ def planned_length(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> in
 
 
 def sample_flops(
-    recipe: Recipe, stage: StageConfig, visual_tokens: int, layers_run: int, trains: tuple[str, ...]
+    recipe: Recipe,
+    stage: StageConfig,
+    visual_tokens: int,
+    layers_run: int,
+    trains: tuple[str, ...],
+    layers_skipped_for_visual: int = 0,
 ) -> StepFlops:
-    """FLOPs of one mean sample with so many visual tokens kept and layers run."""
+    """FLOPs of one mean sample with so many visual tokens kept and layers run, some with their MLP for text alone."""
+    assert stage.data.text_tokens is not None
     return step_flops(
         recipe.architecture,
         trains,
@@ -34,6 +40,8 @@ def sample_flops(
         length=planned_length(recipe, stage, visual_tokens),
         visual_tokens=visual_tokens,
         layers_run=layers_run,
+        layers_skipped_for_visual=layers_skipped_for_visual,
+        text_tokens=stage.data.text_tokens,
         scored_tokens=_scored(recipe, stage, visual_tokens),
     )
 
@@ -58,16 +66,20 @@ class PassCost:
 
 @dataclass(frozen=True)
 class MicroBatchCosts:
-    """One layer of the language model; what the first stage (tower, projector) and the last (logits) have beside."""
+    """One layer of the language model, whole and with its MLP for text alone; what the first stage (tower, projector)
+    and the last (logits) have beside."""
 
     layer: PassCost
+    layer_for_text: PassCost
     first: PassCost
     last: PassCost
 
-    def of_stages(self, layers_run: Sequence[int]) -> tuple[list[float], list[float]]:
-        """(forward, backward) by virtual stage, given how many layers run on each."""
-        forward = [count * self.layer.forward for count in layers_run]
-        backward = [count * self.layer.backward for count in layers_run]
+    def of_stages(self, layers_run: Sequence[tuple[int, int]]) -> tuple[list[float], list[float]]:
+        """(forward, backward) by virtual stage, given how many layers run on each, and how many of these their MLP for
+        text alone."""
+        whole, text = self.layer, self.layer_for_text
+        forward = [(run - few) * whole.forward + few * text.forward for run, few in layers_run]
+        backward = [(run - few) * whole.backward + few * text.backward for run, few in layers_run]
         for place, extra in ((0, self.first), (-1, self.last)):
             forward[place] += extra.forward
             backward[place] += extra.backward
@@ -81,16 +93,12 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
     under sequence parallelism. Recomputation adds the forward pass of the layers (`full`) or of their attention
     products (`selective`) to the backward pass.
     Contract: model/visual_tokens.py shares the tower's images and the scoring of visual tokens out over them. A
-    micro-batch with fewer images than ranks leaves some of them idle: the busiest one's cost counts.
+    micro-batch with fewer images than ranks leaves some of them idle: the busiest one's cost counts. Text is taken to
+    be even over context-parallel ranks; over tensor-parallel ones it is (model/text_rows.py).
     """
     micro, parallel = stage.batch.micro, recipe.parallel
-    forward = sample_flops(recipe, stage, visual_tokens, 1, trains=())
-    both = sample_flops(recipe, stage, visual_tokens, 1, stage.trains)
-    recomputed = {
-        "none": 0.0,
-        "selective": ModelSizes(recipe.architecture).layer_attention(planned_length(recipe, stage, visual_tokens)),
-        "full": forward.layers,
-    }[recipe.recompute]
+    forward, both = (sample_flops(recipe, stage, visual_tokens, 1, trains) for trains in ((), stage.trains))
+    attention = ModelSizes(recipe.architecture).layer_attention(planned_length(recipe, stage, visual_tokens))
     images = micro * images_per_sample(stage)
     ranks = parallel.tensor * parallel.context
     busiest = -(-images // ranks)
@@ -101,11 +109,16 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
         kept = flops.projector - images_per_sample(stage) * scored
         return busiest * (flops.tower + scored) + micro * kept / projector_ranks
 
+    def layer(for_text: int) -> PassCost:
+        there, back = (
+            sample_flops(recipe, stage, visual_tokens, 1, trains, for_text).layers for trains in ((), stage.trains)
+        )
+        recomputed = {"none": 0.0, "selective": attention, "full": there}[recipe.recompute]
+        return PassCost(micro * there / ranks, micro * (back - there + recomputed) / ranks)
+
     return MicroBatchCosts(
-        layer=PassCost(
-            micro * forward.layers / ranks,
-            micro * (both.layers - forward.layers + recomputed) / ranks,
-        ),
+        layer=layer(0),
+        layer_for_text=layer(1),
         first=PassCost(first_stage(forward), first_stage(both) - first_stage(forward)),
         last=PassCost(micro * forward.head / ranks, micro * (both.head - forward.head) / ranks),
     )

@@ -149,10 +149,12 @@ def _work(
 def _sample_flops_by_rank(recipe: Recipe, planned: PlannedStage, found: Sparsity) -> list[float]:
     """Executed FLOPs of a mean sample on each pipeline stage, over all its tensor-parallel ranks."""
     parallel = recipe.parallel
-    one = sample_flops(recipe, planned.stage, found.visual_tokens, 1, planned.stage.trains)
+    stage_flops = (recipe, planned.stage, found.visual_tokens, 1, planned.stage.trains)
+    one, for_text = sample_flops(*stage_flops), sample_flops(*stage_flops, layers_skipped_for_visual=1)
     flops = [0.0] * parallel.pipeline
     for number, stage in enumerate(parallel.layers_of_stages(recipe.architecture.language.layers)):
-        flops[number % parallel.pipeline] += one.layers * sum(found.run_share[layer] for layer in stage)
+        run, of_text = (sum(share[layer] for layer in stage) for share in (found.run_share, found.text_share))
+        flops[number % parallel.pipeline] += one.layers * (run - of_text) + for_text.layers * of_text
     flops[0] += one.tower + one.projector
     flops[-1] += one.head
     return flops

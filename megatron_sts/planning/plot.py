@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import Recipe, SkipConfig
 from megatron_sts.errors import ConfigError
 from megatron_sts.planning.forecast import RecipeForecast, StageForecast, Work
 from megatron_sts.planning.sparsity import strided
@@ -18,12 +18,21 @@ _COLOURS = {"layers": "#4c72b0", "tower, projector": "#dd8452", "logits": "#f2d1
 
 
 def plot_forecast(found: RecipeForecast, path: Path) -> None:
-    """Draw a row a stage of training into a file. Raises ConfigError where it cannot be written."""
-    rows = len(found.stages)
+    """Draw a row a stage of training into a file, one more where it skips for all tokens and for visual ones.
+
+    Raises ConfigError where it cannot be written.
+    """
+    drawn = [(stage, skip) for stage in found.stages for skip in stage.planned.stage.skip or (None,)]
+    rows = len(drawn)
     figure = Figure(figsize=(13, 3.9 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False, width_ratios=(1.1, 1))
-    for (left, right), stage in zip(axes, found.stages, strict=True):
-        _draw_probabilities(left, found.recipe, stage)
+    loaded = set()
+    for (left, right), (stage, skip) in zip(axes, drawn, strict=True):
+        _draw_probabilities(left, found.recipe, stage, skip)
+        if stage.planned.stage.name in loaded:
+            right.axis("off")
+            continue
+        loaded.add(stage.planned.stage.name)
         _draw_load(right, found, stage)
     try:
         figure.savefig(path, dpi=110)
@@ -33,12 +42,13 @@ def plot_forecast(found: RecipeForecast, path: Path) -> None:
         ) from error
 
 
-def _draw_probabilities(axes: Axes, recipe: Recipe, stage: StageForecast) -> None:
+def _draw_probabilities(axes: Axes, recipe: Recipe, stage: StageForecast, skip: SkipConfig | None) -> None:
     planned, found = stage.planned, stage.sparsity
     layers = recipe.architecture.language.layers
     lines = " (lines between virtual pipeline stages)" if recipe.parallel.pipeline > 1 else ""
-    axes.set_title(f"{planned.stage.name}: skip probability{lines if planned.stage.skip else ''}")
-    if planned.stage.skip_of("all") is None:
+    tokens = " for visual tokens" if skip is not None and skip.tokens == "visual" else ""
+    axes.set_title(f"{planned.stage.name}: skip probability{tokens}{lines if skip is not None else ''}")
+    if skip is None:
         axes.axis("off")
         said = [f"all {layers} layers run in every step"]
         if found.visual_tokens < found.visual_tokens_dense:
@@ -47,7 +57,7 @@ def _draw_probabilities(axes: Axes, recipe: Recipe, stage: StageForecast) -> Non
         return
     planner = planned.planner(recipe)
     steps = strided(planned.steps, _DRAWN_STEPS)
-    values = np.array([planner.skip_probabilities(step) for step in steps]).T
+    values = np.array([planner.skip_probabilities(step, skip.tokens) for step in steps]).T
     image = axes.imshow(
         values,
         aspect="auto",

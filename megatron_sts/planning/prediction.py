@@ -7,7 +7,7 @@ from megatron_sts.errors import ConfigError
 from megatron_sts.planning.costs import micro_batch_costs
 from megatron_sts.planning.scope import PlannedStage
 from megatron_sts.planning.sparsity import strided
-from megatron_sts.sts import PipelineSchedule, StepTime, resolve_skip_groups
+from megatron_sts.sts import PipelineSchedule, StepPlan, StepTime, resolve_skip_groups
 
 # Steps whose time is simulated, in even strides, and the passes that may go into all of them.
 _SIMULATED_STEPS = 400
@@ -74,8 +74,8 @@ class StageSimulation:
             return None
         planner = self._planned.planner(recipe)
         stages = recipe.parallel.layers_of_stages(recipe.architecture.language.layers)
-        dense = self.schedule.simulate(*self._dense_costs.of_stages([len(stage) for stage in stages]))
-        steps = self._simulated(stages, [planner.plan(step).skipped_layers for step in self._steps])
+        dense = self.schedule.simulate(*self._dense_costs.of_stages([(len(stage), 0) for stage in stages]))
+        steps = self._simulated(stages, [planner.plan(step) for step in self._steps])
         total = sum(step.total for step in steps) / len(steps)
         busy = [sum(step.busy[rank] for step in steps) / len(steps) for rank in range(len(dense.busy))]
         work_saved = 1.0 - sum(busy) / sum(dense.busy)
@@ -87,9 +87,9 @@ class StageSimulation:
             retained_saving=(1.0 - total / dense.total) / work_saved if work_saved > _ROUNDING else None,
         )
 
-    def _simulated(self, stages: list[range], plans: list[frozenset[int]]) -> list[StepTime]:
-        """The steps that skip these layers; those that run as many on every virtual stage are simulated once."""
-        run = [tuple(sum(layer not in skipped for layer in stage) for stage in stages) for skipped in plans]
+    def _simulated(self, stages: list[range], plans: list[StepPlan]) -> list[StepTime]:
+        """The steps of these plans; those that run as many layers on every virtual stage are simulated once."""
+        run = [plan.layers_run(stages) for plan in plans]
         found = {counts: self.schedule.simulate(*self.costs.of_stages(counts)) for counts in set(run)}
         return [found[counts] for counts in run]
 

@@ -6,6 +6,7 @@ from typing import Any
 from megatron_sts.config import Recipe
 from megatron_sts.planning.forecast import SELECTIONS, RecipeForecast, Split, StageForecast, Work
 from megatron_sts.planning.scope import PlannedStage, planned_stages, resolve
+from megatron_sts.planning.sparsity import Probabilities
 
 
 def forecast_record(found: RecipeForecast) -> dict[str, Any]:
@@ -21,19 +22,17 @@ def forecast_record(found: RecipeForecast) -> dict[str, Any]:
 
 def _stage(recipe: Recipe, stage: StageForecast) -> dict[str, Any]:
     sparsity, work = stage.sparsity, stage.work
-    mean, fewest, most = sparsity.layers_run
     return {
         "name": stage.planned.stage.name,
         "samples": stage.planned.samples,
         "steps": stage.planned.steps,
         "micro_batches": stage.micro_batches,
-        "mean_skip_probability": sparsity.mean_probability,
-        "skip_probability_by_layer": {
-            "mean": list(sparsity.mean),
-            "lowest": list(sparsity.lowest),
-            "highest": list(sparsity.highest),
-        },
-        "layers_run": {"mean": mean, "fewest": fewest, "most": most},
+        "mean_skip_probability": sparsity.skip.overall,
+        "skip_probability_by_layer": _by_layer(sparsity.skip),
+        "layers_run": _counts(sparsity.layers_run),
+        "mean_skip_probability_for_visual": sparsity.skip_for_visual.overall,
+        "skip_probability_for_visual_by_layer": _by_layer(sparsity.skip_for_visual),
+        "layers_skipped_for_visual": _counts(sparsity.layers_for_text),
         "visual_tokens": {"kept": sparsity.visual_tokens, "dense": sparsity.visual_tokens_dense},
         "padded_length": {"planned": work.length, "dense": work.length_dense} if work else None,
         "flops_dense": work.flops_dense if work else None,
@@ -48,6 +47,14 @@ def _stage(recipe: Recipe, stage: StageForecast) -> dict[str, Any]:
             "proposed": _split(work.proposed if work else None),
         },
     }
+
+
+def _by_layer(found: Probabilities) -> dict[str, list[float]]:
+    return {"mean": list(found.mean), "lowest": list(found.lowest), "highest": list(found.highest)}
+
+
+def _counts(found: tuple[float, int, int]) -> dict[str, float]:
+    return dict(zip(("mean", "fewest", "most"), found, strict=True))
 
 
 def _rank(recipe: Recipe, stage: StageForecast, rank: int) -> dict[str, Any]:

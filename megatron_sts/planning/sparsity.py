@@ -10,45 +10,72 @@ _PLANNED_STEPS = 10_000
 
 
 @dataclass(frozen=True)
-class Sparsity:
-    """What a stage skips and drops.
-
-    mean, lowest, highest: skip probability by layer over the stage's steps. layers_run: mean, fewest and most in a
-    step, and run_share by layer the share of the steps that run it: both counted in the plans themselves.
-    visual_tokens: kept of each image, of visual_tokens_dense; where a schedule moves it, the mean over the steps.
-    """
+class Probabilities:
+    """Skip probability by layer: mean, lowest and highest over the stage's steps."""
 
     mean: tuple[float, ...]
     lowest: tuple[float, ...]
     highest: tuple[float, ...]
-    layers_run: tuple[float, int, int]
-    run_share: tuple[float, ...]
-    visual_tokens: int
-    visual_tokens_dense: int
 
     @property
-    def mean_probability(self) -> float:
-        """Skip probability over all layers and steps."""
+    def overall(self) -> float:
+        """Over all layers and steps."""
         return sum(self.mean) / len(self.mean)
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What a stage skips and drops.
+
+    skip, skip_for_visual: probabilities for all tokens, and for visual ones. What follows is counted in the plans
+    themselves. layers_run, layers_for_text: layers that run, and that run their MLP for text alone: mean, fewest and
+    most in a step; run_share, text_share: the share of the steps in which a layer does.
+    visual_tokens: kept of each image, of visual_tokens_dense; where a schedule moves it, the mean over the steps.
+    """
+
+    skip: Probabilities
+    skip_for_visual: Probabilities
+    layers_run: tuple[float, int, int]
+    layers_for_text: tuple[float, int, int]
+    run_share: tuple[float, ...]
+    text_share: tuple[float, ...]
+    visual_tokens: int
+    visual_tokens_dense: int
 
 
 def sparsity(recipe: Recipe, planned: PlannedStage) -> Sparsity:
     """The sparsity of a stage; `recipe` has its groups resolved."""
     planner, layers = planned.planner(recipe), recipe.architecture.language.layers
     steps = strided(planned.steps, _PLANNED_STEPS)
-    by_layer = list(zip(*(planner.skip_probabilities(step) for step in steps), strict=True))
-    plans = [planner.plan(step).skipped_layers for step in steps]
-    run = [layers - len(skipped) for skipped in plans]
+    plans = [planner.plan(step) for step in steps]
     kept = [planner.visual_tokens(step) for step in steps]
+    run = [frozenset(range(layers)) - plan.skipped_layers for plan in plans]
+    for_text = [plan.layers_skipped_for_visual for plan in plans]
     return Sparsity(
-        mean=tuple(sum(found) / len(found) for found in by_layer),
-        lowest=tuple(map(min, by_layer)),
-        highest=tuple(map(max, by_layer)),
-        layers_run=(sum(run) / len(run), min(run), max(run)),
-        run_share=tuple(1 - sum(layer in plan for plan in plans) / len(plans) for layer in range(layers)),
+        skip=_probabilities([planner.skip_probabilities(step) for step in steps]),
+        skip_for_visual=_probabilities([planner.skip_probabilities(step, "visual") for step in steps]),
+        layers_run=_counts(run),
+        layers_for_text=_counts(for_text),
+        run_share=_shares(run, layers),
+        text_share=_shares(for_text, layers),
         visual_tokens=round(sum(kept) / len(kept)),
         visual_tokens_dense=recipe.architecture.visual_tokens,
     )
+
+
+def _probabilities(by_step: list[tuple[float, ...]]) -> Probabilities:
+    by_layer = list(zip(*by_step, strict=True))
+    means = tuple(sum(found) / len(found) for found in by_layer)
+    return Probabilities(means, tuple(map(min, by_layer)), tuple(map(max, by_layer)))
+
+
+def _counts(steps: list[frozenset[int]]) -> tuple[float, int, int]:
+    counts = [len(layers) for layers in steps]
+    return sum(counts) / len(counts), min(counts), max(counts)
+
+
+def _shares(steps: list[frozenset[int]], layers: int) -> tuple[float, ...]:
+    return tuple(sum(layer in step for step in steps) / len(steps) for layer in range(layers))
 
 
 def strided(total: int, most: int) -> range:

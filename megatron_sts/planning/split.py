@@ -30,7 +30,7 @@ class StageLoad:
 
     def time(self, counts: Sequence[int]) -> float:
         """Simulated time of all steps with so many layers on each virtual stage."""
-        return self.steps * self.schedule.simulate(*self.costs.of_stages(counts)).total
+        return self.steps * self.schedule.simulate(*self.costs.of_stages([(count, 0) for count in counts])).total
 
 
 def best_split(recipe: Recipe, earlier: Recipe | None, loads: Sequence[StageLoad]) -> tuple[int, ...]:

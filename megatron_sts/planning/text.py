@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import Recipe, SkipConfig
 from megatron_sts.planning.forecast import RecipeForecast, Split, StageForecast, Work
 from megatron_sts.planning.prediction import Prediction
-from megatron_sts.planning.sparsity import Sparsity
+from megatron_sts.planning.sparsity import Probabilities
 
 # Independent selection that keeps so much less of the saving than balanced is worth a word.
 _WARNED_LOSS = 0.1
@@ -50,20 +50,34 @@ def _stage_lines(found: RecipeForecast, stage: StageForecast) -> list[str]:
 
 
 def _sparsity_lines(recipe: Recipe, stage: StageForecast) -> list[str]:
-    found, skip, layers = stage.sparsity, stage.planned.stage.skip_of("all"), recipe.architecture.language.layers
+    found, config, layers = stage.sparsity, stage.planned.stage, recipe.architecture.language.layers
+    skip, visual = config.skip_of("all"), config.skip_of("visual")
     lines = [f"  visual tokens: {found.visual_tokens} of {found.visual_tokens_dense} kept of an image"]
     if skip is None:
-        return [*lines, f"  layers: all {layers} run"]
-    mean, fewest, most = found.layers_run
-    return [
-        *lines,
-        f"  skip probability: mean {found.mean_probability:.4f}; {_by_depth(found)}",
-        f"  layers run: {mean:.2f} of {layers} on average, {fewest} to {most} in a step; selection {skip.selection}, "
-        f"schedule {skip.schedule}, progress by {skip.progress}",
-    ]
+        lines.append(f"  layers: all {layers} run")
+    else:
+        lines += [
+            f"  skip probability: mean {found.skip.overall:.4f}; {_by_depth(found.skip)}",
+            f"  layers run: {_of_layers(found.layers_run, layers)}; {_how(skip)}",
+        ]
+    if visual is not None:
+        lines += [
+            f"  for visual tokens: mean {found.skip_for_visual.overall:.4f}; {_by_depth(found.skip_for_visual)}",
+            f"  layers whose MLP sees text alone: {_of_layers(found.layers_for_text, layers)}; {_how(visual)}",
+        ]
+    return lines
 
 
-def _by_depth(found: Sparsity) -> str:
+def _of_layers(counts: tuple[float, int, int], layers: int) -> str:
+    mean, fewest, most = counts
+    return f"{mean:.2f} of {layers} on average, {fewest} to {most} in a step"
+
+
+def _how(skip: SkipConfig) -> str:
+    return f"selection {skip.selection}, schedule {skip.schedule}, progress by {skip.progress}"
+
+
+def _by_depth(found: Probabilities) -> str:
     shown = dict.fromkeys((0, len(found.mean) // 2, len(found.mean) - 1))
     return ", ".join(
         f"layer {layer} {found.mean[layer]:.3f} ({found.lowest[layer]:.3f} to {found.highest[layer]:.3f})"

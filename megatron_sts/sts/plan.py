@@ -4,6 +4,7 @@ Contract: every rank computes the plan by itself and nobody sends it, so it may 
 recipe, the stage and the step: not on the rank, the layout or what was drawn before.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +43,11 @@ class StepPlan:
     def visual_tokens(self) -> int:
         """Visual tokens that reach the language model per image."""
         return len(self.kept_tokens)
+
+    def layers_run(self, stages: Iterable[Iterable[int]]) -> tuple[tuple[int, int], ...]:
+        """Of the layers of each stage how many run, and how many of these run their MLP for text alone."""
+        held = [set(layers) for layers in stages]
+        return tuple((len(one - self.skipped_layers), len(one & self.layers_skipped_for_visual)) for one in held)
 
     @property
     def scored_tokens(self) -> int:

@@ -16,7 +16,7 @@ from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data import IGNORED_LABEL, Batch, Encoded, RawItem, collate
 from megatron_sts.parallel.device import device_name, has_gpu, peak_memory_bytes, reset_peak_memory, synchronize
 from megatron_sts.parallel.groups import Place, start_groups
-from megatron_sts.parallel.sequence import padded_length, sample_multiple
+from megatron_sts.parallel.sequence import Ranges, padded_length, sample_multiple
 from megatron_sts.sts import StagePlanner, StepPlan, step_flops
 from megatron_sts.train.comparison import Comparison, summary
 from megatron_sts.train.loop import prepare_stage
@@ -30,12 +30,12 @@ Say = Callable[[str], None]
 class Run:
     """One way's measurements.
 
-    plans: one per step that is timed. times: seconds of the steps, by how many layers each virtual stage ran. memory:
-    the most bytes of any step.
+    plans: one per step that is timed. times: seconds of the steps, by how many layers each virtual stage ran, and how
+    many of these their MLP for text alone. memory: the most bytes of any step.
     """
 
     plans: list[StepPlan]
-    times: dict[tuple[int, ...], list[float]]
+    times: dict[tuple[tuple[int, int], ...], list[float]]
     memory: int = 0
 
     @property
@@ -65,8 +65,7 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
             for run in runs.values():
                 plan = run.plans[number]
                 seconds, memory = stepper.time(plan)
-                layers_run = tuple(len(set(layers) - plan.skipped_layers) for layers in virtual_stages)
-                run.times.setdefault(layers_run, []).append(seconds)
+                run.times.setdefault(plan.layers_run(virtual_stages), []).append(seconds)
                 run.memory = max(run.memory, memory)
             done = repeat * comparison.plans + number + 1
             means = ", ".join(f"{name} {run.step_time_s:.3f} s" for name, run in runs.items())
@@ -112,6 +111,8 @@ class Stepper:
             length=self.length(plan),
             visual_tokens=plan.visual_tokens,
             layers_run=self._recipe.architecture.language.layers - len(plan.skipped_layers),
+            layers_skipped_for_visual=len(plan.layers_skipped_for_visual),
+            text_tokens=samples * self._text_tokens(),
             scored_tokens=plan.scored_tokens,
         ).total
 
@@ -120,7 +121,15 @@ class Stepper:
         micro, length = self._stage.batch.micro, self.length(plan)
         needs_data = self._place.first_stage or self._place.last_stage
         batches = list(self.batches(plan, length)) if needs_data else None
-        return self.timed(lambda: self.parts.step.run(plan, batches, self._micro_batches, micro, length))
+        text = self._text(plan)
+        return self.timed(lambda: self.parts.step.run(plan, batches, self._micro_batches, micro, length, text=text))
+
+    def _text(self, plan: StepPlan) -> list[list[Ranges]] | None:
+        """Where text is in the micro-batches of `batches`; None where no layer is skipped for visual tokens."""
+        if not plan.layers_skipped_for_visual:
+            return None
+        start = self._images * plan.visual_tokens
+        return [[((start, start + self._text_tokens()),)] * self._stage.batch.micro] * self._micro_batches
 
     def timed(self, run: Callable[[], object]) -> tuple[float, int]:
         """As `time`, of whatever a step is on this rank."""
@@ -168,6 +177,7 @@ def _figures(run: Run, stepper: Stepper) -> dict[str, float]:
         "flops": statistics.fmean(map(stepper.flops, run.plans)),
         "peak_memory_bytes": run.memory,
         "layers_skipped": statistics.fmean(len(plan.skipped_layers) for plan in run.plans),
+        "layers_skipped_for_visual": statistics.fmean(len(plan.layers_skipped_for_visual) for plan in run.plans),
         "visual_tokens": run.plans[0].visual_tokens,
         "sequence_length": stepper.length(run.plans[0]),
     }

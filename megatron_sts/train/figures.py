@@ -12,6 +12,7 @@ class StepFigures:
     data_wait_s: of step_time_s, until the step's samples were there on every rank. save_stall_s: of step_time_s, for
     checkpoints that were begun or finished since the step before.
     visual_tokens_kept, visual_tokens_total: over the global batch. layers_skipped: 0-based layer numbers.
+    layers_skipped_for_visual: those that ran, but their MLP for text alone.
     flops_dense: of the same samples with every layer and every visual token. dropped_step: nothing was updated.
     """
 
@@ -28,6 +29,7 @@ class StepFigures:
     visual_tokens_kept: int
     visual_tokens_total: int
     layers_skipped: list[int]
+    layers_skipped_for_visual: list[int]
     flops_dense: float
     flops_executed: float
     dropped_step: bool
@@ -41,5 +43,6 @@ class StepFigures:
         numbers = {name: value for name, value in self.record().items() if isinstance(value, int | float)}
         return {name: float(value) for name, value in numbers.items() if name != "step"} | {
             "layers_skipped": float(len(self.layers_skipped)),
+            "layers_skipped_for_visual": float(len(self.layers_skipped_for_visual)),
             "flops_saved": 1.0 - self.flops_executed / self.flops_dense,
         }

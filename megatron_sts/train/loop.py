@@ -178,6 +178,7 @@ def _figures(
         visual_tokens_kept=shape.images * plan.visual_tokens,
         visual_tokens_total=shape.images * plan.total_visual_tokens,
         layers_skipped=sorted(plan.skipped_layers),
+        layers_skipped_for_visual=sorted(plan.layers_skipped_for_visual),
         flops_dense=dense.total,
         flops_executed=executed.total,
         dropped_step=result.dropped,

@@ -6,6 +6,7 @@ nor weights are read.
 
 import statistics
 from dataclasses import dataclass, field
+from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.parallel.device import device_name
@@ -97,7 +98,7 @@ def _time(stepper: Stepper, data: StageData, stage: StageConfig, step: int, plac
             )
             for samples in own
         ]
-    segments = shape.own_segments(place)
+    rows: dict[str, Any] = {"segments": shape.own_segments(place), "text": data.own_text(plan, place)}
     return stepper.timed(
-        lambda: stepper.parts.step.run(plan, batches, len(own), stage.batch.micro, shape.length, segments=segments)
+        lambda: stepper.parts.step.run(plan, batches, len(own), stage.batch.micro, shape.length, **rows)
     )

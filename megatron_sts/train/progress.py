@@ -91,13 +91,15 @@ class Progress:
         per_step = sum(self._step_times) / len(self._step_times)
         left = per_step * (self._total_steps - figures.step)
         saved = 1.0 - figures.flops_executed / figures.flops_dense
+        of_text = len(figures.layers_skipped_for_visual)
+        text_alone = f" ({of_text} with the MLP for text alone)" if of_text else ""
         parts = [
             f"{figures.stage} {figures.step}/{self._total_steps}",
             f"loss {figures.loss:.4f}",
             f"rate {figures.learning_rate:.2e}",
             f"grad norm {figures.grad_norm:.3f}",
             f"{figures.tokens_per_second:,.0f} tokens/s",
-            f"layers {self._layers - len(figures.layers_skipped)}/{self._layers}",
+            f"layers {self._layers - len(figures.layers_skipped)}/{self._layers}{text_alone}",
             f"visual tokens {figures.visual_tokens_kept}/{figures.visual_tokens_total}",
             f"FLOPs saved {saved:.0%}",
             f"memory {peak_memory_bytes() / 2**30:.1f} GiB",

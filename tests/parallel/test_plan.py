@@ -21,7 +21,7 @@ def test_metrics_have_the_planned_steps(tmp_path):
         align__compress={"keep_tokens": 5},
         tune__steps=None,
         tune__epochs=2,
-        tune__skip={"alpha": 0.7, "epsilon": 0.3},
+        tune__skip=[{"alpha": 0.7, "epsilon": 0.3}, {"tokens": "visual", "alpha": 0.75, "schedule": "constant"}],
     )
     planned = _planned(recipe)
     run_ranks(2, train, recipe)
@@ -34,6 +34,9 @@ def test_metrics_have_the_planned_steps(tmp_path):
     assert [(plan["stage"], plan["step"]) for plan in planned] == [(line["stage"], line["step"]) for line in lines]
     assert [plan["layers_skipped"] for plan in planned] == [line["layers_skipped"] for line in lines]
     assert len({tuple(plan["layers_skipped"]) for plan in planned}) > 3
+    key = "layers_skipped_for_visual"
+    assert [plan[key] for plan in planned] == [line[key] for line in lines]
+    assert sum(map(bool, (line[key] for line in lines))) > 3
     total = recipe.architecture.visual_tokens
     for plan, line in zip(planned, lines, strict=True):
         assert line["visual_tokens_kept"] * total == plan["visual_tokens"] * line["visual_tokens_total"]

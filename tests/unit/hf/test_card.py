@@ -42,19 +42,19 @@ def test_savings_are_summed_by_stage_up_to_the_checkpoint(run: Run) -> None:
     write(
         run,
         *(line("align", step) for step in range(1, 11)),
-        line("tune", 1, layers_skipped=[1, 2], visual_tokens_kept=16),
+        line("tune", 1, layers_skipped=[1, 2], layers_skipped_for_visual=[0], visual_tokens_kept=16),
         line("tune", 2, layers_skipped=[0], visual_tokens_kept=16, flops_executed=8e12, dropped_step=True),
         # After the checkpoint, then a line that a killed run was writing.
         line("tune", 3, flops_executed=1.0),
         '{"stage": "tu',
     )
     align, tune = measured_savings(run)
-    assert align == StageSaving("align", 10, 10, 6e13, 8e13, 0.75, 0.0, 18000.0, 0)
-    # 3 of 2 x 3 layer runs.
-    assert tune == StageSaving("tune", 2, 2, 1.4e13, 1.6e13, 0.0, 0.5, 3600.0, 1)
+    assert align == StageSaving("align", 10, 10, 6e13, 8e13, 0.75, 0.0, 0.0, 18000.0, 0)
+    # 3 of 2 x 3 layer runs, and 1 for visual tokens; a line of an earlier version has no such key.
+    assert tune == StageSaving("tune", 2, 2, 1.4e13, 1.6e13, 0.0, 0.5, 1 / 6, 3600.0, 1)
     card = model_card("model", run, "float32")
-    assert "| align | 10 | 6.000e+13 | 25.0% | 75.0% | 0.0% | 5 | 0 |" in card
-    assert "| tune | 2 | 1.400e+13 | 12.5% | 0.0% | 50.0% | 1 | 1 |" in card
+    assert "| align | 10 | 6.000e+13 | 25.0% | 75.0% | 0.0% | 0.0% | 5 | 0 |" in card
+    assert "| tune | 2 | 1.400e+13 | 12.5% | 0.0% | 50.0% | 16.7% | 1 | 1 |" in card
 
 
 def test_a_record_with_gaps_says_how_much_it_covers(run: Run) -> None:

@@ -20,10 +20,10 @@ def test_probabilities_follow_the_formula(make):
     tune = forecast(make(tune__skip={"alpha": 0.5, "epsilon": 0.5, "selection": "independent"})).stages[1]
     # The mean of (1 - t / T)^2 over t = 0 .. T-1 is (T + 1)(2 T + 1) / (6 T^2).
     decay = 301 * 601 / (6 * 300**2)
-    assert tune.sparsity.mean_probability == pytest.approx(0.5 * decay)
-    assert tune.sparsity.mean[0] == pytest.approx(0.25 * decay)
-    assert (tune.sparsity.highest[0], tune.sparsity.highest[31]) == (0.25, 0.75)
-    assert tune.sparsity.lowest[31] == pytest.approx(0.75 / 300**2)
+    assert tune.sparsity.skip.overall == pytest.approx(0.5 * decay)
+    assert tune.sparsity.skip.mean[0] == pytest.approx(0.25 * decay)
+    assert (tune.sparsity.skip.highest[0], tune.sparsity.skip.highest[31]) == (0.25, 0.75)
+    assert tune.sparsity.skip.lowest[31] == pytest.approx(0.75 / 300**2)
 
 
 @pytest.mark.parametrize("selection", ["balanced", "independent"])
@@ -39,6 +39,30 @@ def test_totals_are_sums_over_the_plans_of_the_steps(make, selection):
     executed = sum(step_flops(architecture, trains, layers_run=count, **sizes).total for count in run)
     assert tune.work.flops_executed == pytest.approx(executed)
     assert tune.work.flops_dense == pytest.approx(300 * step_flops(architecture, trains, layers_run=32, **sizes).total)
+
+
+def test_layers_skipped_for_visual_tokens_cost_their_text(make):
+    visual = {"tokens": "visual", "alpha": 0.75, "schedule": "constant"}
+    recipe = make(tune__skip=[{"alpha": 0.25, "schedule": "constant"}, visual], parallel={"pipeline": 4})
+    found = forecast(recipe)
+    tune = found.stages[1]
+    records = [record for record in step_records(recipe, 10**6) if record["stage"] == "tune"]
+    counts = [(32 - len(record["layers_skipped"]), len(record["layers_skipped_for_visual"])) for record in records]
+    # Two of eight layers are skipped; of the six that are left, those that the draw had named and as many more.
+    assert set(counts) == {(24, 24)}
+    assert tune.sparsity.layers_for_text == (24, 24, 24) and tune.sparsity.skip_for_visual.overall == 0.75
+    sizes = {"rows": 32, "images": 32, "length": 916, "visual_tokens": 576, "text_tokens": 32 * 340}
+    executed = step_flops(
+        recipe.architecture, ("projector", "language"), layers_run=24, layers_skipped_for_visual=24, **sizes
+    )
+    assert tune.work.flops_executed == pytest.approx(300 * executed.total)
+    # Every stage does as much less.
+    assert tune.work.predictions["balanced"].retained_saving > 0.95
+    assert "layers whose MLP sees text alone: 24.00 of 32 on average, 24 to 24 in a step" in forecast_text(found)
+    alone = forecast(make(tune__skip=visual)).stages[1].work
+    # 32% of the layers' FLOPs, of what the tower, the projector and the logits add to them.
+    assert alone.ideal_speedup == pytest.approx(1.4, abs=0.05)
+    assert alone.planned.speedup == pytest.approx(alone.ideal_speedup, rel=0.01)
 
 
 def test_without_a_pipeline_the_whole_saving_is_kept(make):

@@ -18,7 +18,7 @@ def compositions(total: int, parts: int) -> list[tuple[int, ...]]:
 
 def load(first: float, last: float, pipeline: int, virtual: int, steps: int = 1) -> StageLoad:
     """Layers that cost 1 + 2; tower and logits as many layers as given."""
-    costs = MicroBatchCosts(PassCost(1, 2), PassCost(first * 3, 0), PassCost(last, last * 2))
+    costs = MicroBatchCosts(PassCost(1, 2), PassCost(0, 0), PassCost(first * 3, 0), PassCost(last, last * 2))
     return StageLoad(steps, PipelineSchedule(pipeline, virtual, 2 * pipeline), costs)
 
 

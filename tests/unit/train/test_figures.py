@@ -21,6 +21,7 @@ FIGURES = StepFigures(
     visual_tokens_kept=128,
     visual_tokens_total=256,
     layers_skipped=[1, 3],
+    layers_skipped_for_visual=[0, 2],
     flops_dense=8e9,
     flops_executed=6e9,
     dropped_step=False,
@@ -42,6 +43,7 @@ def test_a_line_has_the_keys_that_others_read():
         "visual_tokens_kept",
         "visual_tokens_total",
         "layers_skipped",
+        "layers_skipped_for_visual",
         "flops_dense",
         "flops_executed",
         "dropped_step",
@@ -52,7 +54,7 @@ def test_scalars_are_numbers_alone():
     scalars = FIGURES.scalars()
     assert all(type(value) is float for value in scalars.values())
     assert scalars.keys() == FIGURES.record().keys() - {"stage", "step"} | {"flops_saved"}
-    assert scalars["layers_skipped"] == 2.0
+    assert (scalars["layers_skipped"], scalars["layers_skipped_for_visual"]) == (2.0, 2.0)
     assert scalars["flops_saved"] == pytest.approx(0.25)
     assert scalars["dropped_step"] == 0.0
     assert replace(FIGURES, dropped_step=True).scalars()["dropped_step"] == 1.0
