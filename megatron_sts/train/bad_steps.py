@@ -23,10 +23,15 @@ _SHOWN_NAMES = 5
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is wrong with a step, the same on all ranks; `dropped` False: only a warning."""
+    """What is wrong with a step, with its loss and gradient norm, the same on all ranks; `dropped` False: a warning."""
 
     problem: str
     dropped: bool
+
+    @property
+    def text(self) -> str:
+        """For the terminal."""
+        return f"{'DROPPED' if self.dropped else 'warning'}: {self.problem}"
 
 
 class SpikeGuard:
@@ -49,15 +54,14 @@ class SpikeGuard:
         """What is a spike in this step, None where nothing is."""
         if len(self._history) < self._settings.window:
             return None
-        for name, value, earlier in zip(
-            ("loss", "gradient norm"), (loss, grad_norm), zip(*self._history, strict=True), strict=True
-        ):
+        found = (("loss", loss, f"gradient norm {grad_norm:.6g}"), ("gradient norm", grad_norm, f"loss {loss:.6g}"))
+        for (name, value, other), earlier in zip(found, zip(*self._history, strict=True), strict=True):
             mean = math.fsum(earlier) / len(earlier)
             deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in earlier) / len(earlier))
             if value > mean + self._settings.sigma * deviation:
                 return (
-                    f"{name} {value:.6g} is more than {self._settings.sigma:g} deviations ({deviation:.3g}) above "
-                    f"{mean:.6g}, the mean of the last {len(earlier)} good steps"
+                    f"{name} {value:.6g} is a spike: more than {self._settings.sigma:g} deviations ({deviation:.3g}) "
+                    f"above {mean:.6g}, the mean of the last {len(earlier)} good steps ({other})"
                 )
         return None
 
@@ -75,9 +79,9 @@ class StepJudge:
     def judge(self, loss: float, grad_norm: float) -> Judgement | None:
         """None: a good step, which is remembered. loss, grad_norm: of the global batch, the same on all ranks."""
         if not math.isfinite(loss):
-            return Judgement("loss not finite", dropped=True)
+            return Judgement(f"loss {loss:.6g} is not finite (gradient norm {grad_norm:.6g})", dropped=True)
         if not math.isfinite(grad_norm):
-            return Judgement("gradient not finite", dropped=True)
+            return Judgement(f"gradient norm {grad_norm:.6g} is not finite (loss {loss:.6g})", dropped=True)
         if self._guard is None:
             return None
         problem = self._guard.problem(loss, grad_norm)
@@ -136,6 +140,7 @@ class BadSteps:
         self._stage = stage
         self._place = place
         self._limit = recipe.bad_steps.stop_after_in_a_row
+        self._guards = recipe.loss_spike is not None
         self._in_a_row = 0
 
     def note(
@@ -187,8 +192,9 @@ class BadSteps:
             f"({record['problem']}"
             + (f"; {'; '.join(where)}" if where else "")
             + (f"; gradients not finite on ranks {', '.join(ranks)}" if ranks else "")
-            + f"); look at these samples in {self._file}, lower the stage's learning_rate, or raise "
-            "bad_steps.stop_after_in_a_row"
+            + f"); look at these samples in {self._file}, lower stages.{self._stage}.learning_rate, or raise "
+            + ("loss_spike.sigma or " if self._guards else "")
+            + "bad_steps.stop_after_in_a_row"
         )
 
 

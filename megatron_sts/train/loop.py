@@ -122,7 +122,8 @@ def train_stage(
                 data.own_text(plan, place),
             )
             now = time.perf_counter()
-            progress.record(_figures(stage, data, plan, result, rate, now - began, waited, saver.take_stall()))
+            figures = _figures(stage, data, plan, result, rate, now - began, waited, saver.take_stall())
+            progress.record(figures, result.judgement)
             began = now
 
             bad_samples = {number: data.sample_ids(step, number) for number in result.bad_micro_batches}

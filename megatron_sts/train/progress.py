@@ -14,6 +14,7 @@ from rich.console import Console
 from megatron_sts.config import METRICS_FILE, Recipe
 from megatron_sts.errors import ConfigError
 from megatron_sts.parallel.device import peak_memory_bytes
+from megatron_sts.train.bad_steps import Judgement
 from megatron_sts.train.figures import StepFigures
 
 _SMOOTHED_STEPS = 20
@@ -60,8 +61,8 @@ class Progress:
         if self._speaks:
             self._console.print(text, markup=False)
 
-    def record(self, figures: StepFigures) -> None:
-        """Take in one step's figures."""
+    def record(self, figures: StepFigures, judgement: Judgement | None = None) -> None:
+        """Take in one step's figures, and what is wrong with it: such a step is always shown."""
         self._step_times.append(figures.step_time_s)
         if self._metrics is None:
             return
@@ -75,8 +76,8 @@ class Progress:
             self._is_short_of_disk = False
         if self._wandb is not None:
             self._wandb.log({f"{figures.stage}/{name}": value for name, value in figures.scalars().items()})
-        if figures.step % self._every == 0 or figures.step == self._total_steps:
-            self.say(self._line(figures))
+        if figures.step % self._every == 0 or figures.step == self._total_steps or judgement is not None:
+            self.say(self._line(figures, judgement))
 
     def _write(self, figures: StepFigures) -> None:
         assert self._metrics is not None
@@ -87,7 +88,7 @@ class Progress:
             for name, value in figures.scalars().items():
                 self._tensorboard.add_scalar(f"{figures.stage}/{name}", value, figures.step)
 
-    def _line(self, figures: StepFigures) -> str:
+    def _line(self, figures: StepFigures, judgement: Judgement | None) -> str:
         per_step = sum(self._step_times) / len(self._step_times)
         left = per_step * (self._total_steps - figures.step)
         saved = 1.0 - figures.flops_executed / figures.flops_dense
@@ -107,8 +108,8 @@ class Progress:
         ]
         if figures.data_wait_s > _WAIT_SHOWN * figures.step_time_s:
             parts.append(f"waited for data {figures.data_wait_s / figures.step_time_s:.0%}")
-        if figures.dropped_step:
-            parts.append("DROPPED: loss or gradient not finite")
+        if judgement is not None:
+            parts.append(judgement.text)
         return " | ".join(parts)
 
 

@@ -12,8 +12,8 @@ def _judge(action: str = "drop", history: tuple[tuple[float, float], ...] = ()) 
 
 def test_what_is_not_finite_is_dropped_with_and_without_a_guard():
     for judge in (StepJudge(), _judge()):
-        assert judge.judge(NAN, 1.0) == Judgement("loss not finite", dropped=True)
-        assert judge.judge(1.0, INFINITE) == Judgement("gradient not finite", dropped=True)
+        assert judge.judge(NAN, 1.0) == Judgement("loss nan is not finite (gradient norm 1)", dropped=True)
+        assert judge.judge(1.0, INFINITE) == Judgement("gradient norm inf is not finite (loss 1)", dropped=True)
         assert judge.judge(1.0, 1.0) is None
 
 
@@ -22,9 +22,12 @@ def test_a_spike_is_above_the_mean_by_more_than_sigma_deviations():
     history = ((1.0, 10.0), (3.0, 10.0))
     assert _judge(history=history).judge(4.0, 10.0) is None
     found = _judge(history=history).judge(4.01, 10.0)
-    assert found is not None and found.dropped and found.problem.startswith("loss 4.01 is more than 2 deviations (1)")
+    assert found is not None and found.dropped
+    spike = "loss 4.01 is a spike: more than 2 deviations (1) above 2, the mean of the last 2 good steps"
+    assert found.problem == f"{spike} (gradient norm 10)"
     found = _judge("warn", history).judge(0.0, 10.5)
-    assert found is not None and not found.dropped and found.problem.startswith("gradient norm 10.5 ")
+    assert found is not None and not found.dropped and found.problem.startswith("gradient norm 10.5 is a spike")
+    assert found.problem.endswith(" (loss 0)")
 
 
 def test_nothing_is_a_spike_before_the_window_is_full_and_spikes_do_not_enter_it():

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_sts.config import METRICS_FILE, Recipe
 from megatron_sts.errors import ConfigError
+from megatron_sts.train.bad_steps import Judgement
 from megatron_sts.train.progress import Progress, forget_steps_after
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE
@@ -86,11 +87,14 @@ def test_terminal_shows_every_so_many_steps_and_the_last(tmp_path, capsys):
     )
 
 
-def test_dropped_step_is_said(tmp_path, capsys):
-    recipe = make_recipe(tmp_path, every_steps=1)
+@pytest.mark.parametrize(("dropped", "said"), [(True, "DROPPED"), (False, "warning")])
+def test_a_bad_step_is_always_shown_with_what_is_wrong(tmp_path, capsys, dropped, said):
+    recipe = make_recipe(tmp_path, every_steps=100)
     with Progress(recipe, "tune", 0, 5, layers=4, speaks=True) as progress:
-        progress.record(replace(FIGURES, dropped_step=True))
-    assert "DROPPED" in capsys.readouterr().out
+        progress.record(replace(FIGURES, step=1))
+        progress.record(replace(FIGURES, step=2, dropped_step=dropped), Judgement("loss 9 is a spike", dropped))
+    (shown,) = capsys.readouterr().out.splitlines()
+    assert shown.startswith("tune 2/5 | ") and shown.endswith(f" | {said}: loss 9 is a spike")
 
 
 def test_other_ranks_write_and_say_nothing(tmp_path, capsys):
