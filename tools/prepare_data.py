@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from megatron_sts.arguments import positive
 from megatron_sts.command import command
-from megatron_sts.config import DataConfig, load_recipe
+from megatron_sts.config import DataConfig, keys_of_stage, load_recipe
 from megatron_sts.errors import ConfigError
 from megatron_sts.heavy_imports import before_heavy_imports
 
@@ -92,10 +92,12 @@ def reports(options: argparse.Namespace, progress: "StartProgress") -> list[dict
         if options.usable is not None and len(stages) > 1:
             names = ", ".join(stage.name for stage in stages)
             raise ConfigError(f"--usable: takes the records of one stage, found {names}; choose one with --stage")
-        return [
-            check_stage_data(recipe, stage, options.data, options.images, decodes, workers, progress, options.usable)
-            for stage in stages
-        ]
+        found = []
+        for stage in stages:
+            given = (options.data, options.images, decodes, workers, progress, options.usable)
+            with keys_of_stage(stage.name):
+                found.append(check_stage_data(recipe, stage, *given))
+        return found
     text = None
     if options.tokenizer is not None:
         from megatron_sts.hf.read_config import read_vision_config, vision_architecture

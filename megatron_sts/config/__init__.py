@@ -64,6 +64,7 @@ from megatron_sts.config.running_config import (
     StopAfterConfig,
 )
 from megatron_sts.config.skip_checks import probability_problem
+from megatron_sts.config.stage_keys import keys_of_stage
 from megatron_sts.config.world import check_world
 
 __all__ = [
@@ -111,6 +112,7 @@ __all__ = [
     "difference",
     "entries_of",
     "files_of",
+    "keys_of_stage",
     "list_checkpoints",
     "load_architecture",
     "load_recipe",

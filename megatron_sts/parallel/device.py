@@ -47,7 +47,7 @@ def prepare_device() -> torch.device:
         if local_rank >= devices and os.environ.get("MEGATRON_STS_SHARE_GPU") != "1":
             raise ConfigError(
                 f"LOCAL_RANK is {local_rank}, but this machine offers {devices} GPU(s); start at most {devices} "
-                "rank(s) on it (torchrun --nproc-per-node, CUDA_VISIBLE_DEVICES)"
+                "rank(s) on it (--nproc-per-node, CUDA_VISIBLE_DEVICES)"
             )
         device = torch.device("cuda", local_rank % devices)
         torch.cuda.set_device(device)

@@ -110,7 +110,7 @@ def _straddling(recipe: Recipe, skip: SkipConfig) -> Iterator[str]:
             f"skip_groups {list(sizes)} has the layers {ends[group] - sizes[group]} to {ends[group] - 1} in one group, "
             f"but virtual pipeline stage {number} of this layout ends after layer {stage.stop - 1}; choose groups "
             "that lie inside a virtual stage, or a layout whose virtual stages are made of whole groups "
-            "(parallel.pipeline, virtual_pipeline, layers_per_stage)"
+            "(parallel.pipeline, parallel.virtual_pipeline, parallel.layers_per_stage)"
         )
         return
 
@@ -125,8 +125,8 @@ def _overfull(skip: SkipConfig, groups: list[list[int]], peaks: tuple[float, ...
     if min(sizes) == 0 or expected > min(sizes) + _TOLERANCE:
         exempt = f", those of never_skip {list(skip.never_skip)} left out" if skip.never_skip else ""
         yield (
-            f"alpha {skip.alpha:g} has every group skip {expected:.4g} layers at its highest, but group {smallest} has "
-            f"{min(sizes)} that may be skipped{exempt}; lower alpha, make the groups more even, or take layers off "
+            f"alpha {skip.alpha:g} has every group skip {expected:.4g} layers at its highest, but group {smallest} "
+            f"has {min(sizes)} that may be skipped{exempt}; lower alpha, make the groups more even, or take layers off "
             "never_skip"
         )
         return

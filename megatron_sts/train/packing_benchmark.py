@@ -8,7 +8,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.config import Recipe, StageConfig, keys_of_stage
 from megatron_sts.parallel.device import device_name
 from megatron_sts.parallel.groups import Place, start_groups
 from megatron_sts.train.benchmark import Say, Stepper
@@ -48,7 +48,8 @@ def measure_packing(recipe: Recipe, comparison: Comparison, say: Say) -> dict[st
     """
     stage = recipe.stage(comparison.stage)
     place = start_groups(recipe.parallel, recipe.seed)
-    runs = {name: _Run(StageData(*_with_packing(recipe, stage, packing))) for name, packing in _WAYS.items()}
+    with keys_of_stage(stage.name):
+        runs = {name: _Run(StageData(*_with_packing(recipe, stage, packing))) for name, packing in _WAYS.items()}
     total = runs["packed"].data.total_steps
     stepper = Stepper(recipe, stage, total, place)
     # A short stage has fewer steps than were asked for.

@@ -76,7 +76,7 @@ def find_start(recipe: Recipe, stage_number: int, total_steps: int) -> Start:
     if ended is None:
         raise CheckpointError(
             f"stage {stage.name} begins where {previous.name} ends, but {recipe.output_dir} has no checkpoint of "
-            f"{previous.name}; train it first, or remove --stage"
+            f"{previous.name}; train it first (--stage {previous.name}), or remove --stage"
         )
     return Start(ended, 0, resumes=False, notes=notes)
 

@@ -4,8 +4,10 @@ import gc
 
 from megatron_sts.config import (
     Recipe,
+    StageConfig,
     check_world,
     checkpoint_root,
+    keys_of_stage,
     newest_run,
     read_run,
     resolved_yaml,
@@ -52,18 +54,24 @@ def train(recipe: Recipe, only_stage: str | None = None) -> StopReason:
 def _train_stages(recipe: Recipe, only_stage: str | None, place: Place, running: Running) -> StopReason:
     rank_zero_does(lambda: _open_output(recipe))
     numbers = [n for n, stage in enumerate(recipe.stages) if only_stage in (None, stage.name)]
-    datas = {number: StageData(recipe, recipe.stages[number]) for number in numbers}
+    datas = {number: _data(recipe, recipe.stages[number]) for number in numbers}
     for number, data in datas.items():
         if number != numbers[0]:
             # Buffers and hooks of a stage refer to each other; the next one needs their memory.
             gc.collect()
         start = find_start(recipe, number, data.total_steps)
         _check_previous_ended(recipe, number, start, datas)
-        stop = train_stage(recipe, recipe.stages[number], data, start, place, running)
+        with keys_of_stage(recipe.stages[number].name):
+            stop = train_stage(recipe, recipe.stages[number], data, start, place, running)
         if stop:
             return stop
         gc.unfreeze()
     return StopReason.NONE
+
+
+def _data(recipe: Recipe, stage: StageConfig) -> StageData:
+    with keys_of_stage(stage.name):
+        return StageData(recipe, stage)
 
 
 def _open_output(recipe: Recipe) -> None:
@@ -84,10 +92,10 @@ def _check_previous_ended(recipe: Recipe, number: int, start: Start, datas: dict
         return
     assert start.checkpoint is not None
     previous = recipe.stages[number - 1]
-    data = datas.get(number - 1) or StageData(recipe, previous)
+    data = datas.get(number - 1) or _data(recipe, previous)
     done = step_of(start.checkpoint)
     if done < data.total_steps:
         raise CheckpointError(
             f"stage {previous.name} has done {done} of {data.total_steps} steps in {recipe.output_dir}; "
-            f"finish it before {recipe.stages[number].name}"
+            f"finish it before {recipe.stages[number].name} (--stage {previous.name})"
         )
