@@ -134,7 +134,10 @@ def test_dry_run_needs_neither_data_nor_weights(root, tmp_path):
         (["parallel.pipeline=4"], "the world has 1 ranks"),
         (["precision=fp8"], "fp8"),
         (["stages.tune.skip.skip_groups=[1,3]", "stages.tune.skip.alpha=0.9"], "every group skip 1.8 layers"),
-        (["stages.tune.data.max_tokens=20"], "are longer than stages.tune.data.max_tokens 20"),
+        (
+            ["stages.tune.data.max_tokens=20", "stages.tune.data.too_long=error"],
+            "are longer than stages.tune.data.max_tokens 20",
+        ),
         (["stages.tune.data.samples=7"], "stages.tune.data.samples is 7, but"),
         (["model.init={root}"], "no run.json"),
         (["model.architecture.language.vocabulary_size=8"], "vocabulary_size is 8"),
