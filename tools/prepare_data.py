@@ -82,7 +82,8 @@ def reports(options: argparse.Namespace, progress: "StartProgress") -> list[dict
     """One report for each stage that is checked, or one."""
     # Takes seconds: not before the options are known to be right.
     from megatron_sts.data import find_template
-    from megatron_sts.data.check import TextSettings, check_data
+    from megatron_sts.data.check import check_data
+    from megatron_sts.data.check_lengths import TextSettings
     from megatron_sts.data.check_stage import check_stage_data, stages_to_check
 
     decodes, workers = not options.no_decode, max(0, options.workers)
@@ -101,12 +102,16 @@ def reports(options: argparse.Namespace, progress: "StartProgress") -> list[dict
     text = None
     if options.tokenizer is not None:
         from megatron_sts.hf.read_config import read_vision_config, vision_architecture
-        from megatron_sts.hf.tokenizer import read_tokenizer
+        from megatron_sts.hf.tokenizer import give_image_token, read_tokenizer
 
         tokenizer = read_tokenizer(options.tokenizer)
+        added = give_image_token(tokenizer)
         tower = vision_architecture(read_vision_config(options.vision), options.vision)
         template = find_template(options.template, tokenizer)
-        text = TextSettings(tokenizer, template, None, tower.patches, tower.patches, options.max_tokens, "error")
+        visual_tokens = (tower.patches, tower.patches)
+        text = TextSettings(
+            tokenizer, template, None, *visual_tokens, options.max_tokens, "error", image_token_added=added
+        )
     return [check_data(options.data, options.images, text, False, decodes, workers, progress, options.usable)]
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig
-from megatron_sts.data.check import TextSettings, check_data
+from megatron_sts.data.check import check_data
+from megatron_sts.data.check_lengths import TextSettings
 from megatron_sts.data.padding import describe_steps
+from megatron_sts.data.prepared import allowed_bad_records
 from megatron_sts.data.templates import find_template
 from megatron_sts.data.tokenizer import load_tokenizer
 from megatron_sts.data.workers import StartProgress, untold
@@ -56,5 +58,6 @@ def check_stage_data(
     )
     pads = settings.image_aspect_ratio == "pad"
     given = (data or settings.train, images or settings.images)
-    report = check_data(*given, text, pads, decodes, workers, progress, usable_file)
-    return {"stage": stage.name, **report}
+    report = check_data(*given, text, pads, decodes, workers, progress, usable_file, needs_folder=True)
+    allowed = allowed_bad_records(settings.max_bad_records, report["records"])
+    return {"stage": stage.name, "max_bad_records": allowed, **report}

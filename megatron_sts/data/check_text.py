@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from megatron_sts.data.sample import IMAGE_TOKEN
 from megatron_sts.data.unread_keys import UnreadKey, unread_text
 from megatron_sts.errors import shown
 
@@ -33,6 +34,10 @@ def check_text(report: dict[str, Any], shown: int = SHOWN_PROBLEMS) -> str:
         lines += _length_lines(report["lengths"])
     if report["unread_keys"]:
         lines.append(unread_text([UnreadKey(**key) for key in report["unread_keys"]]))
+    if "max_bad_records" in report and report["bad"]:
+        allowed = report["max_bad_records"]
+        ends = "training sets them aside" if report["bad"] <= allowed else "training stops there"
+        lines.append(f"bad records: {report['bad']:,}; data.max_bad_records allows {allowed:,} of them: {ends}")
     for kind, problems in report["problems"].items():
         if problems:
             lines.append(f"{len(problems):,} {_HEADINGS[kind]}:")
@@ -55,6 +60,8 @@ def _length_lines(lengths: dict[str, Any]) -> list[str]:
     for name, spread in rows.items():
         values = "".join(f"{spread[key]:>8}" for key in ("mean", "p50", "p99", "max"))
         lines.append(f"  {name:{width}}{values}")
+    if lengths["image_token_added"]:
+        lines.append(f"tokenizer: has no {IMAGE_TOKEN}; it was added for this check, as by tools/convert.py import")
     too_long = lengths["too_long"]
     if too_long["records"] and too_long["policy"] != "error":
         lines.append(

@@ -128,7 +128,8 @@ def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     added = tokenizer.added_tokens_decoder.get(token_id) if isinstance(token_id, int) else None
     if not isinstance(token_id, int) or added is None or added.content != IMAGE_TOKEN:
         raise DataError(
-            f"tokenizer {tokenizer.name_or_path!r}: has no special token {IMAGE_TOKEN}; add it with "
+            f"tokenizer {tokenizer.name_or_path!r}: has no special token {IMAGE_TOKEN}; use that of "
+            "the checkpoint that `tools/convert.py import` writes, or add it with "
             f"tokenizer.add_tokens(['{IMAGE_TOKEN}'], special_tokens=True) and save the tokenizer again"
         )
     return token_id

@@ -114,6 +114,7 @@ def measure_samples(
     missing or outside `images_root`. Raises DataError where tokenizer and template do not go together.
     """
     check_tokenizer(template, tokenizer)
+    image_token_id(tokenizer)
     measure = _Measure(template, tokenizer, system_prompt, None if images_root is None else images_root.resolve())
     rows: list[tuple[int, ...]] = []
     problems: dict[int, str] = {}

@@ -18,12 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from megatron_sts.data.index import COUNTS, SampleIndex
 from megatron_sts.data.stored_samples import BadRecord
 from megatron_sts.data.templates import Template
+from megatron_sts.data.unread_keys import UnreadKey
 from megatron_sts.records import RecordPlaces, content_key
 
 logger = logging.getLogger(__name__)
 
 # Raised by whoever changes what an index holds or how it is counted.
-_VERSION = 4
+_VERSION = 5
 _ARRAYS = tuple(one.name for one in fields(SampleIndex))
 # What numpy and zipfile raise on a file that is cut off or overwritten.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -31,11 +32,15 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFil
 
 @dataclass(frozen=True)
 class MeasuredRecords:
-    """Where the records of some data lie, how long they are, and which of them cannot be used; these have zeros."""
+    """Where the records of some data lie, how long they are, and which of them cannot be used; these have zeros.
+
+    unread: the keys of the others that nothing reads.
+    """
 
     places: RecordPlaces
     index: SampleIndex
     bad: tuple[BadRecord, ...] = ()
+    unread: tuple[UnreadKey, ...] = ()
 
 
 def fingerprint(
@@ -99,6 +104,7 @@ def _load(path: Path, source: Path, key: str) -> MeasuredRecords | None:
         places = RecordPlaces.from_arrays(source, arrays)
         index = SampleIndex(*(arrays[name] for name in _ARRAYS))
         bad = tuple(BadRecord(**record) for record in json.loads(str(arrays["bad"])))
+        unread = tuple(UnreadKey(**key) for key in json.loads(str(arrays["unread"])))
     except _DAMAGE as error:
         logger.warning("the index cache %s is damaged (%s); building it again", path, error)
         return None
@@ -108,13 +114,14 @@ def _load(path: Path, source: Path, key: str) -> MeasuredRecords | None:
     if not is_whole or any(arrays[name].dtype != np.int32 for name in _ARRAYS):
         logger.warning("the index cache %s holds no index; building it again", path)
         return None
-    return MeasuredRecords(places, index, bad)
+    return MeasuredRecords(places, index, bad, unread)
 
 
 def _save(path: Path, key: str, found: MeasuredRecords) -> None:
     temporary: str | None = None
     arrays: dict[str, Any] = {name: getattr(found.index, name) for name in _ARRAYS} | found.places.arrays()
     arrays["bad"] = np.array(json.dumps([asdict(record) for record in found.bad]))
+    arrays["unread"] = np.array(json.dumps([asdict(key) for key in found.unread]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside its final place: a rename is atomic within one file system only.

@@ -13,6 +13,7 @@ from megatron_sts.data.index_cache import MeasuredRecords, fingerprint, load_or_
 from megatron_sts.data.lengths import FittedSamples, TooLong, fit_lengths
 from megatron_sts.data.stored_samples import BadRecord, StoredSamples, scan_records
 from megatron_sts.data.templates import Template
+from megatron_sts.data.unread_keys import UnreadKey, UnreadKeys
 from megatron_sts.data.workers import StartProgress, untold
 from megatron_sts.errors import DataError
 
@@ -23,6 +24,7 @@ class PreparedSamples:
 
     records: how many there are in the data. bad: those that cannot be read or encoded, or of which an image is missing.
     silent: the numbers of those of which nothing is learnt. too_long: the numbers of those that are set aside for it.
+    unread: the keys of the records that nothing reads.
     """
 
     samples: FittedSamples
@@ -31,6 +33,7 @@ class PreparedSamples:
     bad: tuple[BadRecord, ...]
     silent: tuple[int, ...]
     too_long: tuple[int, ...]
+    unread: tuple[UnreadKey, ...] = ()
 
     def text(self, max_tokens: int) -> str:
         """What was set aside and shortened, as a remark; empty where nothing was."""
@@ -92,12 +95,15 @@ def prepare_samples(
     arguments = (template, tokenizer, system_prompt)
 
     def measure() -> MeasuredRecords:
-        samples, bad = scan_records(source, progress("MB read"))
+        unread = UnreadKeys()
+        samples, bad = scan_records(source, progress("MB read"), unread)
         check_count(len(samples.places))
         measured, problems = measure_samples(samples, *arguments, images_root, progress("records measured"))
         bad += [BadRecord(int(samples.numbers[at]), samples[at].id, problem) for at, problem in problems.items()]
         bad.sort(key=lambda record: record.number)
-        return MeasuredRecords(samples.places, _spread(measured, samples.numbers, len(samples.places)), tuple(bad))
+        return MeasuredRecords(
+            samples.places, _spread(measured, samples.numbers, len(samples.places)), tuple(bad), tuple(unread.found())
+        )
 
     def is_usable(found: MeasuredRecords) -> bool:
         return len(found.bad) <= allowed_bad_records(max_bad_records, len(found.places))
@@ -115,7 +121,7 @@ def prepare_samples(
         found.index, samples, *arguments, visual_tokens, max_tokens, too_long, np.flatnonzero(is_good & is_learnt)
     )
     silent = tuple(np.flatnonzero(is_good & ~is_learnt).tolist())
-    prepared = PreparedSamples(fitted.samples, fitted.index, records, found.bad, silent, fitted.set_aside)
+    prepared = PreparedSamples(fitted.samples, fitted.index, records, found.bad, silent, fitted.set_aside, found.unread)
     if not len(prepared.samples):
         raise DataError(
             f"{source}: no sample is left to train on{prepared.text(max_tokens)}; raise data.max_tokens, or check the "

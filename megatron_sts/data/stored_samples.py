@@ -47,18 +47,16 @@ class BadRecord:
         return f"record {self.number}{'' if self.id is None else f' (id {shown(self.id)})'}: {self.problem}"
 
 
-def read_samples(
-    source: Path | str, progress: Progress = lambda done, total: None, unread: UnreadKeys | None = None
-) -> StoredSamples:
+def read_samples(source: Path | str, progress: Progress = lambda done, total: None) -> StoredSamples:
     """Every record of a `.json` file (one list), a `.jsonl` file (one record a line) or a directory of shards.
 
-    progress: told how many megabytes were read. unread: takes in the keys of the records.
+    progress: told how many megabytes were read.
 
     Raises:
         DataError: the data cannot be read, or some records are bad. All records are looked at; the message lists the
             first ten bad ones and their number.
     """
-    samples, bad = scan_records(source, progress, unread)
+    samples, bad = scan_records(source, progress)
     if bad:
         shown = "\n".join(f"  {record}" for record in bad[:_SHOWN_PROBLEMS])
         more = f" (the first {_SHOWN_PROBLEMS})" if len(bad) > _SHOWN_PROBLEMS else ""

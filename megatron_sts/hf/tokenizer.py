@@ -35,6 +35,16 @@ def find_tokenizer(directory: Path, report: TensorReport) -> PreTrainedTokenizer
     return read_tokenizer(directory)
 
 
+def give_image_token(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Add the special token `<image>` to a tokenizer without it, as that of a plain language model; whether it was."""
+    try:
+        image_token_id(tokenizer)
+    except DataError:
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+        return True
+    return False
+
+
 def add_image_token(tokenizer: PreTrainedTokenizerBase | None, rows: int, largest: int | None = None) -> int:
     """Add `<image>` where the tokenizer lacks it; returns how many rows the vocabulary then needs, at least `rows`.
 
@@ -42,10 +52,7 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase | None, rows: int, larges
     """
     if tokenizer is None:
         return rows
-    try:
-        image_token_id(tokenizer)
-    except DataError:
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    give_image_token(tokenizer)
     needed = max(rows, len(tokenizer))
     if largest is not None and needed > largest:
         raise ConversionError(

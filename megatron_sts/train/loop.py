@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.data.unread_keys import unread_text
 from megatron_sts.model.build import build_chunks, freeze, wrap
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.precision import what_runs
@@ -87,6 +88,8 @@ def train_stage(
         Saver(recipe, stage.name, parts.state, progress.say) as saver,
     ):
         progress.say(_opening(stage, data, start, place))
+        if unread := unread_text(data.prepared.unread):
+            progress.say(f"{stage.name}: {unread}")
         if unguided := data.without_guide():
             progress.say(
                 f"{stage.name}: {unguided:,} samples have a picture, but no human words for text_guided; uniform there"

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
 from megatron_sts.data import TEMPLATES
-from megatron_sts.data.check import TextSettings, check_data
+from megatron_sts.data.check import check_data
+from megatron_sts.data.check_lengths import TextSettings
 from megatron_sts.data.check_stage import check_stage_data, stages_to_check
 from megatron_sts.data.check_text import check_text
 from megatron_sts.data.lengths import TooLong
 from megatron_sts.errors import ConfigError, DataError
 from megatron_sts.train.stage_data import StageData
 from tests.tiny import tiny_recipe
+from tests.unit.hf.tiny_llava import make_tokenizer
 from tools.prepare_data import main
 
 
@@ -168,3 +170,54 @@ def test_the_command_says_by_its_exit_code_whether_all_is_well(
     for arguments in ([], ["a.json", "b.json"], ["a.json", "--stage", "tune"], ["a.json", "--tokenizer", "x"]):
         with pytest.raises(SystemExit):
             main(["check", *arguments])
+
+
+def test_the_tokenizer_of_a_language_model_is_given_the_image_token_and_it_is_said(
+    tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = make_tokenizer(image_token=False)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    CLIPVisionConfig(image_size=56, patch_size=14).save_pretrained(tmp_path / "vision")
+    data = write(tmp_path, [record("a", "0.png"), record("b")])
+    command = ["check", str(data), "--images", str(image_folder), "--workers", "0", "--template", "plain"]
+    given = ["--tokenizer", str(tmp_path / "tokenizer"), "--vision", str(tmp_path / "vision")]
+    assert main([*command, *given]) == 0
+    said = capsys.readouterr().out
+    assert "2 records, 2 of them usable" in said and "with 16 an image" in said
+    assert "tokenizer: has no <image>; it was added for this check, as by tools/convert.py import" in said
+
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    assert main([*command, *given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lengths"]["image_token_added"] is False
+
+
+def test_a_tokenizer_that_fits_no_record_is_one_error(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    stage = recipe.stage("tune")
+    make_tokenizer(image_token=False).save_pretrained(tmp_path / "tokenizer")
+    for act in (lambda: check_stage_data(recipe, stage), lambda: StageData(recipe, stage)):
+        with pytest.raises(DataError, match=r"^tokenizer .*: has no special token <image>; use that of the checkpoint"):
+            act()
+
+
+def test_a_check_counts_bad_records_against_what_training_allows(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, tune__data={"max_bad_records": 2})
+    data = recipe.stage("tune").data.train
+    records = json.loads(data.read_text())
+    records[1]["video"], records[2]["image"] = "a.mp4", "none.png"
+    data.write_text(json.dumps(records))
+    found = check_stage_data(recipe, recipe.stage("tune"))
+    assert (found["bad"], found["max_bad_records"], found["usable"]) == (2, 2, 22)
+    assert "bad records: 2; data.max_bad_records allows 2 of them: training sets them aside" in check_text(found)
+    assert len(StageData(recipe, recipe.stage("tune")).prepared.bad) == 2
+    assert "training stops there" in check_text(found | {"max_bad_records": 1})
+
+
+def test_a_stage_without_an_image_folder_is_checked_as_it_would_be_trained(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, tune__data={"images": None, "max_bad_records": 0.9})
+    stage = recipe.stage("tune")
+    found = check_stage_data(recipe, stage)
+    prepared = StageData(recipe, stage).prepared
+    assert found["usable"] == len(prepared.samples) == found["text_only"]
+    assert found["bad"] == len(prepared.bad) > 0
+    assert found["problems"]["images"][0]["problem"].startswith("data.images is not set")

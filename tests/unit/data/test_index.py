@@ -113,6 +113,6 @@ def test_a_first_token_that_nothing_predicts_does_not_count_as_supervised(make_s
     # Without a begin-of-sequence token the answer's first token is the sequence's first.
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "two": 1, "five": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    bare = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", extra_special_tokens=["<image>"])
     samples = [make_sample("say", "two five"), make_sample("say", "two")]
     assert measure_samples(samples, PLAIN, bare, None, None)[0].supervised.tolist() == [1, 0]

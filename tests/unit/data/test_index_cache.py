@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_sts.data import TEMPLATES, BadRecord, SampleIndex, fingerprint, load_or_build
 from megatron_sts.data.index_cache import MeasuredRecords
+from megatron_sts.data.unread_keys import UnreadKey
 from megatron_sts.errors import DataError
 from megatron_sts.records import find_records
 
@@ -25,7 +26,8 @@ def data(tmp_path: Path) -> Path:
 
 def numbers(data: Path, *values: int) -> MeasuredRecords:
     rows = [(value, value + 1, value + 2, value + 3, *range(value + 1)) for value in values]
-    return MeasuredRecords(find_records(data), SampleIndex.from_rows(rows))
+    unread = (UnreadKey("tools", values[0], "a"),)
+    return MeasuredRecords(find_records(data), SampleIndex.from_rows(rows), unread=unread)
 
 
 class Builder:
@@ -44,7 +46,9 @@ def same(one: MeasuredRecords, other: MeasuredRecords) -> bool:
     names = ("text_tokens", "images", "supervised", "lacks_guide", "image_positions")
     return (
         [one.places.read(number) for number in range(3)] == [other.places.read(number) for number in range(3)]
-    ) and all(np.array_equal(getattr(one.index, name), getattr(other.index, name)) for name in names)
+        and (one.bad, one.unread) == (other.bad, other.unread)
+        and all(np.array_equal(getattr(one.index, name), getattr(other.index, name)) for name in names)
+    )
 
 
 def test_the_second_call_reads_what_the_first_built(tmp_path: Path, data: Path) -> None:

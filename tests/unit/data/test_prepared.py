@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from megatron_sts.data import TEMPLATES, PreparedSamples, allowed_bad_records, prepare_samples
+from megatron_sts.data.unread_keys import UnreadKey
 from megatron_sts.errors import DataError
 
 Prepare = Callable[..., PreparedSamples]
@@ -126,3 +127,11 @@ def test_a_cached_index_is_still_checked_for_length_and_count(prepare: Prepare) 
         prepare(None, 5, **watched)
     # Tokenized once only.
     assert progress == [("MB read", 1, 1), ("records measured", 1, 1)] and set(counts) == {1}
+
+
+def test_videos_are_set_aside_and_keys_that_nothing_reads_are_told_at_every_start(prepare: Prepare) -> None:
+    records = [record("a", "yes", tools="x"), record("clip", "yes", video="a.mp4"), record("b", "yes", tools="y")]
+    for found in (prepare(records, 11, 1), prepare(None, 11, 1)):
+        assert [sample.id for sample in found.samples] == ["a", "b"]
+        assert [(bad.number, bad.id, bad.problem[:21]) for bad in found.bad] == [(1, "clip", "video: found 'a.mp4';")]
+        assert found.unread == (UnreadKey("tools", 2, "a"),)
