@@ -49,7 +49,7 @@ WORTH_QUESTIONS = 200
 # Steps by size of the run; the recipes have those of the whole one.
 SIZES: dict[str, list[str]] = {
     "whole": [],
-    "short": ["stages.align.steps=150", "stages.tune.steps=150"],
+    "short": ["stages.align.steps=150", "stages.tune.steps=180", "stages.tune.batch={global: 8, micro: 8}"],
     "tiny": ["stages.align.steps=2", "stages.tune.steps=3", "stages.align.batch={global: 4, micro: 4}"],
 }
 COMPOSED = {"whole": [], "short": [], "tiny": ["--train", "16", "--test", "4"]}

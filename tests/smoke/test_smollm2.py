@@ -47,7 +47,7 @@ def test_the_example_runs_from_its_files_to_its_table_and_is_not_done_twice(tmp_
     ARCHITECTURE["language"]["vocabulary_size"] = model.config.vocab_size + 1
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(ARCHITECTURE))
     command = [sys.executable, str(RUN), "--tiny", "--directory", str(tmp_path), "model.architecture=tiny.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     report = json.loads((tmp_path / "runs" / "smollm2" / "report.json").read_text())
     assert (tmp_path / "runs" / "smollm2" / "report.png").stat().st_size > 10_000
