@@ -12,27 +12,38 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 def image_worth(export: Path, rows: Sequence[dict[str, Any]], images: Path) -> dict[str, float]:
-    """Loss of the answers with the image and without it, and their difference, in nats an answer token.
+    """Loss of the answers with the image, without it, and with the image of another question, in nats an answer token.
 
     rows: of test_questions.jsonl. The token that ends an answer counts, as it does in training. Without the image its
-    placeholder is missing too: the model reads the question alone.
+    placeholder is missing too: the model reads the question alone, which training never showed it. The image of
+    another question is the stricter test. worth: without the image less with it.
     """
     processor = AutoProcessor.from_pretrained(export, backend="pil", local_files_only=True, trust_remote_code=False)
     model = AutoModelForImageTextToText.from_pretrained(export, local_files_only=True, trust_remote_code=False).eval()
-    losses: dict[bool, list[float]] = {True: [], False: []}
+    own: list[float] = []
+    without: list[float] = []
+    other: list[float] = []
     with torch.inference_mode():
-        for row in rows:
-            with Image.open(images / row["image"]) as opened:
-                image = opened.convert("RGB")
-            for seen in losses:
-                losses[seen].append(_loss(model, processor, row["text"], row["answer"], image if seen else None))
-    difference = [without - seen for seen, without in zip(losses[True], losses[False], strict=True)]
+        for number, row in enumerate(rows):
+            # Half of the questions away, so that it is not the same image with another question.
+            stranger = rows[(number + len(rows) // 2) % len(rows)]
+            for losses, image in ((own, row["image"]), (without, None), (other, stranger["image"])):
+                losses.append(_loss(model, processor, row["text"], row["answer"], _open(images, image)))
+    difference = [blind - seen for seen, blind in zip(own, without, strict=True)]
     return {
-        "loss": statistics.mean(losses[True]),
-        "loss_without_image": statistics.mean(losses[False]),
+        "loss": statistics.mean(own),
+        "loss_without_image": statistics.mean(without),
+        "loss_with_another_image": statistics.mean(other),
         "worth": statistics.mean(difference),
         "standard_error": statistics.stdev(difference) / len(difference) ** 0.5 if len(difference) > 1 else 0.0,
     }
+
+
+def _open(images: Path, image: str | None) -> Image.Image | None:
+    if image is None:
+        return None
+    with Image.open(images / image) as opened:
+        return opened.convert("RGB")
 
 
 def _loss(model: Any, processor: Any, question: str, answer: str, image: Image.Image | None) -> float:
