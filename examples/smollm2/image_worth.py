@@ -1,4 +1,4 @@
-"""What the image is worth to an exported model: how much the loss of the answers rises when it is taken away."""
+"""What the image is worth to an exported model: how much the loss of the answers rises with a wrong one."""
 
 import json
 import statistics
@@ -14,9 +14,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 def image_worth(export: Path, rows: Sequence[dict[str, Any]], images: Path) -> dict[str, float]:
     """Loss of the answers with the image, without it, and with the image of another question, in nats an answer token.
 
-    rows: of test_questions.jsonl. The token that ends an answer counts, as it does in training. Without the image its
-    placeholder is missing too: the model reads the question alone, which training never showed it. The image of
-    another question is the stricter test. worth: without the image less with it.
+    rows: of test_questions.jsonl. The token that ends an answer counts, as it does in training.
+    worth: with another question's image less with the own one. Without any image the placeholder is missing too, a
+    prompt that training never showed: even the loss of a model of random weights changes by 0.4 then.
     """
     processor = AutoProcessor.from_pretrained(export, backend="pil", local_files_only=True, trust_remote_code=False)
     model = AutoModelForImageTextToText.from_pretrained(export, local_files_only=True, trust_remote_code=False).eval()
@@ -29,7 +29,7 @@ def image_worth(export: Path, rows: Sequence[dict[str, Any]], images: Path) -> d
             stranger = rows[(number + len(rows) // 2) % len(rows)]
             for losses, image in ((own, row["image"]), (without, None), (other, stranger["image"])):
                 losses.append(_loss(model, processor, row["text"], row["answer"], _open(images, image)))
-    difference = [blind - seen for seen, blind in zip(own, without, strict=True)]
+    difference = [wrong - right for right, wrong in zip(own, other, strict=True)]
     return {
         "loss": statistics.mean(own),
         "loss_without_image": statistics.mean(without),

@@ -44,8 +44,8 @@ def table(found: dict[str, Any]) -> str:
     ]
     rows.append(("  from the question alone", [f"{found['question_only_accuracy']:.1%}"]))
     rows.append(("loss of test answers, nats a token", [f"{found[arm]['image']['loss']:.3f}" for arm in arms]))
-    rows.append(("  without the image", [f"{found[arm]['image']['loss_without_image']:.3f}" for arm in arms]))
     rows.append(("  with another image", [f"{found[arm]['image']['loss_with_another_image']:.3f}" for arm in arms]))
+    rows.append(("  without any", [f"{found[arm]['image']['loss_without_image']:.3f}" for arm in arms]))
     rows.append(("  what the image is worth", [f"{found[arm]['image']['worth']:.3f}" for arm in arms]))
     for stage in found[arms[0]]["steps"]:
         rows.append((f"{stage}: steps", [str(found[arm]["steps"][stage]) for arm in arms]))
