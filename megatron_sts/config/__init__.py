@@ -62,6 +62,7 @@ from megatron_sts.config.running_config import (
     LoggingConfig,
     LossSpikeConfig,
     StopAfterConfig,
+    ValidationConfig,
 )
 from megatron_sts.config.skip_checks import probability_problem
 from megatron_sts.config.stage_keys import keys_of_stage
@@ -102,6 +103,7 @@ __all__ = [
     "SkippedTokens",
     "StageConfig",
     "StopAfterConfig",
+    "ValidationConfig",
     "VisionArchitecture",
     "architecture_problems",
     "check_recipe",

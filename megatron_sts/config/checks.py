@@ -86,6 +86,16 @@ def check_pipeline_split(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def check_validation(recipe: Recipe) -> Iterator[str]:
+    """What is measured every few steps is there."""
+    every = recipe.validation.every_steps
+    if every is not None and all(stage.data.validation is None for stage in recipe.stages):
+        yield (
+            f"validation.every_steps is {every}, but no stage has data.validation and nothing would be measured; give a "
+            "stage its held-out records (stages.NAME.data.validation), or remove the key"
+        )
+
+
 def check_optimizer(recipe: Recipe) -> Iterator[str]:
     """megatron-core's distributed optimiser holds Adam's state only; what it gathers, it must have split."""
     if recipe.parallel.overlap_param_gather and not recipe.optimizer.distributed:
@@ -188,6 +198,7 @@ RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     check_tensor_split,
     check_pipeline_split,
     check_optimizer,
+    check_validation,
     check_stage_names,
 )
 STAGE_CHECKS: tuple[Callable[[Recipe, StageConfig], Iterator[str]], ...] = (
@@ -226,6 +237,12 @@ def file_problems(recipe: Recipe) -> list[str]:
             problems.append(
                 f"stages.{stage.name}.data.train is '{stage.data.train}', which does not exist; give the "
                 "data file or the directory of shards (relative paths start at the current directory)"
+            )
+        held_out = stage.data.validation
+        if isinstance(held_out, Path) and not os.path.exists(held_out):
+            problems.append(
+                f"stages.{stage.name}.data.validation is '{held_out}', which does not exist; give a file of held-out "
+                "records, or the share of data.train to hold out, such as 0.01"
             )
         directories.append((f"stages.{stage.name}.data.images", stage.data.images, "the directory of the images"))
     for field, path, meaning in directories:

@@ -1,7 +1,7 @@
 """The recipe's keys of a stage's data."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ class DataConfig(ConfigModel):
 
     train: Path
     """LLaVA json or jsonl file; without such a suffix a directory of webdataset shards, which hold their images."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | Path | None = None
+    """Held-out records: a file or a directory of shards like train, with the same images; or a share of the records of
+    train, evenly spread, that are then not trained on. None: no validation."""
     images: Path | None = None
     """Directory of the image files that a json file names; None: text only, or shards."""
     image_aspect_ratio: Literal["square", "pad"] = "square"

@@ -14,6 +14,7 @@ from megatron_sts.config.running_config import (
     LoggingConfig,
     LossSpikeConfig,
     StopAfterConfig,
+    ValidationConfig,
 )
 from megatron_sts.config.suggestion import suggestion
 from megatron_sts.errors import ConfigError
@@ -318,6 +319,8 @@ class Recipe(ConfigModel):
     on_save_error: Literal["stop", "continue"] = "stop"
     """What a run does where a checkpoint cannot be written: end, or go on and try again at the next one. Without the
     checkpoint of a stage's end, or of a stop, it ends."""
+    validation: ValidationConfig = ValidationConfig()
+    """When the loss of held-out samples is measured."""
     logging: LoggingConfig = LoggingConfig()
     """Where the figures go beside metrics.jsonl."""
     stop_after: StopAfterConfig | None = None

@@ -57,6 +57,15 @@ class LossSpikeConfig(ConfigModel):
     """drop: the step changes nothing; warn: it is written to bad_steps.jsonl and counts."""
 
 
+class ValidationConfig(ConfigModel):
+    """When the loss of held-out samples is measured, in stages that have `data.validation`."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two measurements; None: only at the end of a stage."""
+    samples: int = Field(default=256, ge=1)
+    """Most samples that are measured, evenly spread over those that are held out."""
+
+
 class LoggingConfig(ConfigModel):
     """Where the figures of a run go beside metrics.jsonl."""
 

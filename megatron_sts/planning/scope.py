@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from megatron_sts.config import Recipe, StageConfig, check_world, newest_run
 from megatron_sts.errors import ConfigError
 from megatron_sts.records import find_records
-from megatron_sts.sts import StagePlanner, check_sample_count, resolve_skip_groups, stage_steps
+from megatron_sts.sts import StagePlanner, check_sample_count, resolve_skip_groups, stage_steps, trained_samples
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def _planned(stage: StageConfig) -> PlannedStage:
         samples = len(find_records(stage.data.train))
         check_sample_count(stage, samples)
     if samples is not None:
+        samples = trained_samples(stage, samples)
         return PlannedStage(stage, samples, stage_steps(stage, samples))
     by_epoch = any(skip.progress == "epoch" for skip in stage.skip)
     if stage.steps is None or by_epoch:

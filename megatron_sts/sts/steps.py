@@ -13,6 +13,21 @@ def steps_of_epochs(samples: int, global_batch: int, epochs: float) -> int:
     return max(1, math.floor(Fraction(repr(float(epochs))) * samples / global_batch))
 
 
+def is_held_out(stage: StageConfig, number: int) -> bool:
+    """Whether a record of `data.train`, by its number from 0, is held out: evenly spread, `data.validation` of them."""
+    share = stage.data.validation
+    if not isinstance(share, float):
+        return False
+    exact = Fraction(repr(share))
+    return math.floor(exact * number) < math.floor(exact * (number + 1))
+
+
+def trained_samples(stage: StageConfig, records: int) -> int:
+    """Of so many records of `data.train` those that are trained on."""
+    share = stage.data.validation
+    return records - (math.floor(Fraction(repr(share)) * records) if isinstance(share, float) else 0)
+
+
 def stage_steps(stage: StageConfig, samples: int) -> int:
     """Steps of a stage over that many samples."""
     if stage.steps is not None:

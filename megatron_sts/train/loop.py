@@ -2,7 +2,7 @@
 
 import gc
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig
@@ -26,6 +26,7 @@ from megatron_sts.train.saver import Saver
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.step import StepResult, TrainStep
 from megatron_sts.train.stopping import StopReason, StopRequests
+from megatron_sts.train.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ def train_stage(
         progress.say(what_runs(recipe))
         for note in start.notes:
             progress.say(f"{stage.name}: {note}")
+        evaluation = EvaluationStep(recipe, parts.chunks, parts.step.modules, place)
+        validation = Validation(recipe, stage, data, evaluation, place)
         if not start.resumes:
-            evaluation = EvaluationStep(recipe, parts.chunks, parts.step.modules, place)
             check_loss_rise(recipe, stage, data, evaluation, place, progress.say)
         bad_steps = BadSteps(recipe, stage.name, place)
         # What is there by now stays as long as the stage: no collection walks through it, and makes others wait for it.
@@ -124,10 +126,13 @@ def train_stage(
                 saver.is_at_work,
                 data.own_text(plan, place),
             )
-            now = time.perf_counter()
-            figures = _figures(stage, data, plan, result, rate, now - began, waited, saver.take_stall())
+            seconds = time.perf_counter() - began
+            figures = _figures(stage, data, plan, result, rate, seconds, waited, saver.take_stall())
+            if validation.is_due(step + 1, data.total_steps):
+                found = validation.measure(plan)
+                figures = replace(figures, validation_loss=found.dense, validation_loss_sparse=found.sparse)
             progress.record(figures, result.judgement)
-            began = now
+            began = time.perf_counter()
 
             bad_samples = {number: data.sample_ids(step, number) for number in result.bad_micro_batches}
             bad_steps.note(step + 1, result.judgement, bad_samples, parts.chunks)

@@ -78,6 +78,10 @@ class Progress:
             self._wandb.log({f"{figures.stage}/{name}": value for name, value in figures.scalars().items()})
         if figures.step % self._every == 0 or figures.step == self._total_steps or judgement is not None:
             self.say(self._line(figures, judgement))
+        if figures.validation_loss is not None:
+            sparse = figures.validation_loss_sparse
+            beside = "" if sparse is None else f" | {sparse:.4f} under the step's own plan"
+            self.say(f"{figures.stage} {figures.step} | validation loss {figures.validation_loss:.4f}{beside}")
 
     def _write(self, figures: StepFigures) -> None:
         assert self._metrics is not None

@@ -1,0 +1,49 @@
+"""The loss of held-out samples while a stage trains: with all layers and visual tokens, as the model will be used, and
+under the plan that the step trained with.
+"""
+
+from dataclasses import dataclass
+
+from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.parallel.groups import Place
+from megatron_sts.sts import StepPlan
+from megatron_sts.train.evaluation_step import EvaluationStep
+from megatron_sts.train.held_out import HeldOutSamples
+from megatron_sts.train.stage_data import StageData
+
+
+@dataclass(frozen=True)
+class ValidationLosses:
+    """Mean loss of a supervised token, in nats, the same on every layout. sparse: None where the plan was dense."""
+
+    dense: float
+    sparse: float | None
+
+
+class Validation:
+    """Measures a stage's validation losses; all ranks together."""
+
+    def __init__(
+        self, recipe: Recipe, stage: StageConfig, data: StageData, evaluation: EvaluationStep, place: Place
+    ):
+        """The samples are the same in every call and on every layout: as many as `validation.samples`, evenly spread."""
+        self._every = recipe.validation.every_steps
+        self._evaluation, self._planner = evaluation, data.planner
+        held_out = data.validation
+        self._samples: HeldOutSamples | None = None
+        if held_out is not None:
+            count = min(recipe.validation.samples, len(held_out.samples))
+            numbers = [len(held_out.samples) * place // count for place in range(count)]
+            self._samples = HeldOutSamples(recipe, held_out, place, numbers, stage.batch.micro)
+
+    def is_due(self, done: int, total: int) -> bool:
+        """Whether the losses are to be measured after `done` of `total` steps."""
+        is_asked = done == total or (self._every is not None and done % self._every == 0)
+        return self._samples is not None and is_asked
+
+    def measure(self, plan: StepPlan) -> ValidationLosses:
+        """The losses of now; plan: of the step that was done last."""
+        assert self._samples is not None
+        dense = self._planner.dense_plan(plan.step)
+        losses = [self._evaluation.losses(one, self._samples).mean for one in (dense, plan)[: 1 + (plan != dense)]]
+        return ValidationLosses(losses[0], losses[1] if len(losses) > 1 else None)
