@@ -91,8 +91,8 @@ def check_validation(recipe: Recipe) -> Iterator[str]:
     every = recipe.validation.every_steps
     if every is not None and all(stage.data.validation is None for stage in recipe.stages):
         yield (
-            f"validation.every_steps is {every}, but no stage has data.validation and nothing would be measured; give a "
-            "stage its held-out records (stages.NAME.data.validation), or remove the key"
+            f"validation.every_steps is {every}, but no stage has data.validation and nothing would be measured; give "
+            "a stage its held-out records (stages.NAME.data.validation), or remove the key"
         )
 
 

@@ -18,7 +18,7 @@ from megatron_sts.sts.groups import group_sizes, resolve_skip_groups, settled_gr
 from megatron_sts.sts.plan import StagePlanner, StepPlan, full_plan
 from megatron_sts.sts.schedule import kept_visual_tokens, skip_probabilities, uniform_indices
 from megatron_sts.sts.simulation import PipelineSchedule, StepTime
-from megatron_sts.sts.steps import check_sample_count, is_held_out, stage_steps, trained_samples
+from megatron_sts.sts.steps import check_sample_count, held_out_share, stage_steps, trained_samples
 
 __all__ = [
     "Draws",
@@ -31,7 +31,7 @@ __all__ = [
     "check_sample_count",
     "full_plan",
     "group_sizes",
-    "is_held_out",
+    "held_out_share",
     "kept_visual_tokens",
     "resolve_skip_groups",
     "scored_tokens",

@@ -13,19 +13,15 @@ def steps_of_epochs(samples: int, global_batch: int, epochs: float) -> int:
     return max(1, math.floor(Fraction(repr(float(epochs))) * samples / global_batch))
 
 
-def is_held_out(stage: StageConfig, number: int) -> bool:
-    """Whether a record of `data.train`, by its number from 0, is held out: evenly spread, `data.validation` of them."""
+def held_out_share(stage: StageConfig) -> Fraction:
+    """Share of the records of `data.train` that are held out: of the first n of them floor(share n)."""
     share = stage.data.validation
-    if not isinstance(share, float):
-        return False
-    exact = Fraction(repr(share))
-    return math.floor(exact * number) < math.floor(exact * (number + 1))
+    return Fraction(repr(share)) if isinstance(share, float) else Fraction(0)
 
 
 def trained_samples(stage: StageConfig, records: int) -> int:
-    """Of so many records of `data.train` those that are trained on."""
-    share = stage.data.validation
-    return records - (math.floor(Fraction(repr(share)) * records) if isinstance(share, float) else 0)
+    """Of so many records of `data.train` those that are trained on, none set aside."""
+    return records - math.floor(held_out_share(stage) * records)
 
 
 def stage_steps(stage: StageConfig, samples: int) -> int:

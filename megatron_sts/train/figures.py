@@ -14,8 +14,8 @@ class StepFigures:
     visual_tokens_kept, visual_tokens_total: over the global batch. layers_skipped: 0-based layer numbers.
     layers_skipped_for_visual: those that ran, but their MLP for text alone.
     flops_dense: of the same samples with every layer and every visual token. dropped_step: nothing was updated.
-    validation_loss: of held-out samples after the step, with all layers and visual tokens; validation_loss_sparse: under
-    the step's own plan. None where they were not measured, or the plan was dense.
+    validation_loss: of held-out samples after the step, with all layers and visual tokens; validation_loss_sparse:
+    under the step's own plan. None where they were not measured, or the plan was dense.
     """
 
     stage: str

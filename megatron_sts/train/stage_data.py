@@ -4,22 +4,26 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, repeat
+from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 from rich.console import Console
 
 from megatron_sts.config import Recipe, SkipConfig, StageConfig
 from megatron_sts.data import (
     Batch,
+    FittedSamples,
     ImageReader,
     LengthGroups,
     MicroBatchLoader,
     PixelCache,
     PreparedSamples,
     RawItems,
+    SampleIndex,
     StepSampler,
     cut_by_length,
     find_template,
@@ -36,6 +40,7 @@ from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import Ranges, padded_length, round_up, sample_multiple
 from megatron_sts.parallel.together import from_all_ranks, rank_zero_works
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
+from megatron_sts.train.held_out_data import is_held_out, validation_stage
 from megatron_sts.train.quarantine import Quarantine
 
 _CACHED_PIXELS_BYTES = 1 << 30
@@ -74,7 +79,14 @@ class StageData:
         self.tokenizer = load_tokenizer(recipe)
         self._template = find_template(stage.data.template, self.tokenizer)
         self.prepared = self._prepare()
-        self.samples, self.index = self.prepared.samples, self.prepared.index
+        held_out = is_held_out(stage, self.prepared.samples.numbers)
+        self.samples, self.index = self._part(~held_out)
+        self.validation = self._validation(held_out)
+        if not len(self.samples):
+            raise DataError(
+                f"stages.{stage.name}.data.validation is {stage.data.validation}, which leaves none of the "
+                f"{len(self.prepared.samples):,} samples to train on; hold out less"
+            )
         groups = None
         if stage.data.group_by_length:
             # As long as they are without compression, so that a schedule of it does not change the order.
@@ -83,6 +95,26 @@ class StageData:
         self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed, groups)
         self.total_steps = stage_steps(stage, len(self.samples))
         self.planner = StagePlanner(recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size)
+
+    def _part(self, is_in_it: np.ndarray) -> tuple[FittedSamples, SampleIndex]:
+        samples, places = self.prepared.samples, np.flatnonzero(is_in_it)
+        return replace(samples, numbers=samples.numbers[places]), self.prepared.index.of(places)
+
+    def _validation(self, is_in_it: np.ndarray) -> "StageData | None":
+        """The held-out samples: of a file of their own, or the part of this data that is not trained on."""
+        held_out = self._stage.data.validation
+        if isinstance(held_out, Path):
+            return StageData(self._recipe, validation_stage(self._recipe, self._stage, held_out))
+        if held_out is None:
+            return None
+        if not is_in_it.any():
+            raise DataError(
+                f"stages.{self._stage.name}.data.validation is {held_out}, which holds out none of the "
+                f"{len(is_in_it):,} samples; hold out more, or give a file of held-out records"
+            )
+        part = copy.copy(self)
+        part.samples, part.index = self._part(is_in_it)
+        return part
 
     def with_skip(self, skip: tuple[SkipConfig, ...]) -> "StageData":
         """The same data under plans that skip otherwise."""

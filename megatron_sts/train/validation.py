@@ -23,10 +23,8 @@ class ValidationLosses:
 class Validation:
     """Measures a stage's validation losses; all ranks together."""
 
-    def __init__(
-        self, recipe: Recipe, stage: StageConfig, data: StageData, evaluation: EvaluationStep, place: Place
-    ):
-        """The samples are the same in every call and on every layout: as many as `validation.samples`, evenly spread."""
+    def __init__(self, recipe: Recipe, stage: StageConfig, data: StageData, evaluation: EvaluationStep, place: Place):
+        """The samples are the same in every call and on every layout: `validation.samples` of them, evenly spread."""
         self._every = recipe.validation.every_steps
         self._evaluation, self._planner = evaluation, data.planner
         held_out = data.validation
