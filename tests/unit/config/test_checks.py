@@ -162,6 +162,11 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["parallel.layers_per_stage is [0, 8]", "at least 1 layer"],
     ),
     (
+        "check_validation",
+        ["validation.every_steps=10"],
+        ["validation.every_steps is 10, but no stage has data.validation", "stages.NAME.data.validation"],
+    ),
+    (
         "check_optimizer",
         ["optimizer.distributed=true", "optimizer.kind=sgd"],
         ["optimizer.distributed is true with optimizer.kind 'sgd'", "kind: adam"],
