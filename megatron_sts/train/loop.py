@@ -89,6 +89,7 @@ def train_stage(
         Saver(recipe, stage.name, parts.state, progress.say) as saver,
     ):
         progress.say(_opening(stage, data, start, place))
+        progress.say(f"{stage.name}: {what_is_sparse(stage)}")
         if unread := unread_text(data.prepared.unread):
             progress.say(f"{stage.name}: {unread}")
         if unguided := data.without_guide():
@@ -159,6 +160,26 @@ def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) ->
         f"context {place.context_size} x data {place.data_size}; {origin}"
         + (f", after step {start.step}" if start.resumes else "")
     )
+
+
+def what_is_sparse(stage: StageConfig) -> str:
+    """What a stage leaves out, in one line."""
+    parts = []
+    for skip in stage.skip:
+        what = "layers" if skip.tokens == "all" else "the MLP of visual tokens"
+        rate = {"sts": "fading from", "constant": "at", "pld": "rising to"}[skip.schedule]
+        parts.append(f"skips {what}, {rate} a rate of {skip.alpha:g}")
+    compress = stage.compress
+    if compress is not None and compress.strategy != "none":
+        amounts = {
+            "keep_ratio": compress.keep_ratio,
+            "keep_tokens": compress.keep_tokens,
+            "window": compress.window,
+            "schedule": compress.schedule and compress.schedule.kind,
+        }
+        amount = ", ".join(f"{name} {value}" for name, value in amounts.items() if value is not None)
+        parts.append(f"keeps visual tokens by {compress.strategy}, {amount}")
+    return f"sparse: {'; '.join(parts)}" if parts else "dense: all layers and all visual tokens in every step"
 
 
 def _figures(

@@ -4,8 +4,10 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +33,7 @@ class Progress:
         self._total_steps = total_steps
         self._layers = layers
         self._step_times: deque[float] = deque(maxlen=_SMOOTHED_STEPS)
+        self._since_line: list[StepFigures] = []
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self._is_short_of_disk = False
         self._unwritten = b""
@@ -76,8 +79,10 @@ class Progress:
             self._is_short_of_disk = False
         if self._wandb is not None:
             self._wandb.log({f"{figures.stage}/{name}": value for name, value in figures.scalars().items()})
+        self._since_line.append(figures)
         if figures.step % self._every == 0 or figures.step == self._total_steps or judgement is not None:
-            self.say(self._line(figures, judgement))
+            self.say(self._line(self._since_line, judgement))
+            self._since_line = []
         if figures.validation_loss is not None:
             sparse = figures.validation_loss_sparse
             beside = "" if sparse is None else f" | {sparse:.4f} under the step's own plan"
@@ -92,26 +97,34 @@ class Progress:
             for name, value in figures.scalars().items():
                 self._tensorboard.add_scalar(f"{figures.stage}/{name}", value, figures.step)
 
-    def _line(self, figures: StepFigures, judgement: Judgement | None) -> str:
+    def _line(self, steps: Sequence[StepFigures], judgement: Judgement | None) -> str:
+        """Means over the steps since the last line; learning rate and gradient norm are those of the last step."""
+        last, seconds = steps[-1], sum(step.step_time_s for step in steps)
         per_step = sum(self._step_times) / len(self._step_times)
-        left = per_step * (self._total_steps - figures.step)
-        saved = 1.0 - figures.flops_executed / figures.flops_dense
-        of_text = len(figures.layers_skipped_for_visual)
-        text_alone = f" ({of_text} with the MLP for text alone)" if of_text else ""
+        left = per_step * (self._total_steps - last.step)
+        # What a dropped step's loss was, its own text says.
+        losses = [step.loss for step in steps if not step.dropped_step] or [last.loss]
+        saved = 1.0 - sum(step.flops_executed for step in steps) / sum(step.flops_dense for step in steps)
+        run = self._layers - fmean(len(step.layers_skipped) for step in steps)
+        of_text = fmean(len(step.layers_skipped_for_visual) for step in steps)
+        text_alone = f" ({of_text:.4g} with the MLP for text alone)" if of_text else ""
+        total_visual = sum(step.visual_tokens_total for step in steps)
+        kept = sum(step.visual_tokens_kept for step in steps) / total_visual if total_visual else 1.0
         parts = [
-            f"{figures.stage} {figures.step}/{self._total_steps}",
-            f"loss {figures.loss:.4f}",
-            f"rate {figures.learning_rate:.2e}",
-            f"grad norm {figures.grad_norm:.3f}",
-            f"{figures.tokens_per_second:,.0f} tokens/s",
-            f"layers {self._layers - len(figures.layers_skipped)}/{self._layers}{text_alone}",
-            f"visual tokens {figures.visual_tokens_kept}/{figures.visual_tokens_total}",
+            f"{last.stage} {last.step}/{self._total_steps}",
+            f"loss {fmean(losses):.4f}",
+            f"lr {last.learning_rate:.2e}",
+            f"grad norm {last.grad_norm:.3f}",
+            f"{sum(step.tokens_per_second * step.step_time_s for step in steps) / seconds:,.0f} tokens/s",
+            f"layers {run:.4g}/{self._layers}{text_alone}",
+            f"visual tokens {kept:.0%}",
             f"FLOPs saved {saved:.0%}",
-            f"memory {peak_memory_bytes() / 2**30:.1f} GiB",
-            f"left {time.strftime('%H:%M:%S', time.gmtime(left)) if left < 86400 else f'{left / 86400:.1f} days'}",
+            f"{peak_memory_bytes() / 2**30:.1f} GiB",
+            f"ETA {time.strftime('%H:%M:%S', time.gmtime(left)) if left < 86400 else f'{left / 86400:.1f} days'}",
         ]
-        if figures.data_wait_s > _WAIT_SHOWN * figures.step_time_s:
-            parts.append(f"waited for data {figures.data_wait_s / figures.step_time_s:.0%}")
+        waited = sum(step.data_wait_s for step in steps) / seconds
+        if waited > _WAIT_SHOWN:
+            parts.append(f"waited for data {waited:.0%}")
         if judgement is not None:
             parts.append(judgement.text)
         return " | ".join(parts)

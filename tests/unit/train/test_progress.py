@@ -73,14 +73,16 @@ def test_terminal_shows_every_so_many_steps_and_the_last(tmp_path, capsys):
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "begins [here]"
     assert [line.split(" | ")[0] for line in shown[1:]] == ["tune 2/5", "tune 4/5", "tune 5/5"]
+    # Means of the steps 1 and 2, 3 and 4, and of 5 alone.
+    assert [line.split(" | ")[1] for line in shown[1:]] == ["loss 1.5000", "loss 3.5000", "loss 5.0000"]
     # Half a second a step: one and a half seconds for the three that are left, counted in whole ones.
-    parts = ("loss 2.0000", "rate 1.00e-03", "grad norm 0.250", "200 tokens/s", "left 00:00:01")
+    parts = ("lr 1.00e-03", "grad norm 0.250", "200 tokens/s", "ETA 00:00:01")
     assert all(
         part in shown[1].split(" | ")
         for part in (
             *parts,
             "layers 2/4 (2 with the MLP for text alone)",
-            "visual tokens 128/256",
+            "visual tokens 50%",
             "FLOPs saved 25%",
             "waited for data 25%",
         )
