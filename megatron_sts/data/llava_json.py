@@ -132,7 +132,7 @@ def _turn(place: Place, entry: Any, images: list[tuple[Place, Any]]) -> tuple[st
         text = "".join([_part((*place, content, number), part, images) for number, part in enumerate(text)])
     if not isinstance(text, str):
         raise RecordError(f"{field_of((*place, content))}: found {shown(text)}; give the turn's text")
-    if _HALF_OF_A_PAIR.search(text):
+    if not text.isascii() and _HALF_OF_A_PAIR.search(text):
         raise RecordError(
             f"{field_of((*place, content))}: found half of a surrogate pair, which is no character; correct the text"
         )
