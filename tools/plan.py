@@ -19,6 +19,9 @@ def main() -> int:
     parser.add_argument(
         "--data-parallel", type=positive, default=1, metavar="N", help="data-parallel ranks (default 1)"
     )
+    parser.add_argument(
+        "--accept", action="append", default=[], metavar="KEY", help="as of tools/train.py, for the run in output_dir"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one json object instead of text")
     form.add_argument(
@@ -29,10 +32,10 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     recipe = load_recipe(arguments.config, arguments.overrides, check_files=False)
     if arguments.dump_steps:
-        for record in step_records(recipe, arguments.dump_steps, arguments.data_parallel):
+        for record in step_records(recipe, arguments.dump_steps, arguments.data_parallel, arguments.accept):
             print(json.dumps(record))
         return 0
-    found = forecast(recipe, arguments.data_parallel)
+    found = forecast(recipe, arguments.data_parallel, arguments.accept)
     if arguments.plot:
         from megatron_sts.planning.plot import plot_forecast
 

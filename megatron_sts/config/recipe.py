@@ -238,6 +238,17 @@ class CompressConfig(ConfigModel):
         return values
 
 
+class StageLength(ConfigModel):
+    """A length of a stage, as training has found it."""
+
+    from_step: int = Field(ge=0)
+    """Steps done when it came to hold; 0: the one that the stage was begun with."""
+    steps: int = Field(ge=1)
+    """Steps of the whole stage."""
+    samples: int = Field(ge=1)
+    """Samples of the data that is trained on."""
+
+
 class StageConfig(ConfigModel):
     """One stage of training. Without `skip` and `compress` it is dense."""
 
@@ -261,6 +272,8 @@ class StageConfig(ConfigModel):
     """Layer Dynamic Skipper, one block of keys or a list of one for each kind of `tokens`; none: every layer runs."""
     compress: CompressConfig | None = None
     """Visual Token Compressor; None: every visual token is kept."""
+    lengths: tuple[StageLength, ...] = ()
+    """Written by training, not for a recipe to give: the stage's length, and those that a resume has changed it to."""
 
     @field_validator("skip", mode="before")
     @classmethod

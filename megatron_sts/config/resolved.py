@@ -14,7 +14,7 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The dotted fields in which two resolved recipes differ: stages by name, a lone block as a whole."""
+    """The dotted fields in which two resolved recipes differ: a stage by name, a skip by tokens, a lone block whole."""
     return _differing(old, new, "")
 
 
@@ -39,11 +39,16 @@ def _differing(old: Any, new: Any, field: str) -> list[str]:
     return [] if old == new else [field]
 
 
+def entry_name(entry: Any) -> str | None:
+    """What an entry of a list is called in a dotted field: a stage's name, a skip's tokens; None for any other."""
+    name = entry.get("name", entry.get("tokens")) if isinstance(entry, dict) else None
+    return None if name is None else str(name)
+
+
 def _names(entries: list[Any]) -> list[str] | None:
-    """The names of a list of stages; None for any other list."""
-    if not entries or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
-        return None
-    return [str(entry["name"]) for entry in entries]
+    """The names of a list's entries; None where one has none."""
+    names = [name for name in map(entry_name, entries) if name is not None]
+    return names if names and len(names) == len(entries) else None
 
 
 def _escaped(value: Any) -> Any:

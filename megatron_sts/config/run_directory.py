@@ -65,18 +65,22 @@ def remove_checkpoint(checkpoint: Path) -> None:
     shutil.rmtree(aside)
 
 
-def newest_run(recipe: Recipe) -> Run | None:
-    """What the newest readable checkpoint in the recipe's `output_dir` says of the run; None where there is none.
+def newest_runs(recipe: Recipe) -> dict[str, tuple[Path, Run]]:
+    """The newest readable checkpoint of each of the recipe's stages that has one, in order, and what it says of itself.
 
-    Raises CheckpointError where there are checkpoints and none can be read, or none is of one of the recipe's stages.
+    Raises CheckpointError where `output_dir` has checkpoints and none can be read, or none is of one of these stages.
     """
+    found: dict[str, tuple[Path, Run]] = {}
     failure: CheckpointError | None = None
-    for stage in reversed(recipe.stages):
+    for stage in recipe.stages:
         for checkpoint in reversed(checkpoints_of_stage(recipe, stage.name)):
             try:
-                return read_run(checkpoint)
+                found[stage.name] = checkpoint, read_run(checkpoint)
+                break
             except CheckpointError as error:
                 failure = failure or error
+    if found:
+        return found
     if failure is not None:
         raise failure
     if others := checkpoints_of_stage(recipe, "*"):
@@ -86,4 +90,4 @@ def newest_run(recipe: Recipe) -> Run | None:
             f"this recipe's stages ({stages}); choose another directory, and to begin from that checkpoint set "
             f"model.init: {others[-1]}"
         )
-    return None
+    return {}

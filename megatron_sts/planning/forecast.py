@@ -1,6 +1,6 @@
 """What a recipe will do: each stage of training and each pipeline stage in numbers, before anything is started."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,15 +92,17 @@ class RecipeForecast:
         return tuple(len(stage) for stage in stages)
 
 
-def forecast(recipe: Recipe, data_parallel: int = 1) -> RecipeForecast:
+def forecast(recipe: Recipe, data_parallel: int = 1, accepted: Collection[str] = ()) -> RecipeForecast:
     """Plan a recipe for a number of data-parallel ranks.
 
     The plan is the one that training follows: groups left open are those of the run in `output_dir`, else of the
-    layout. Raises the errors that training would raise for the recipe, the layout or the data's records.
+    layout. accepted: keys in which the run in `output_dir` may differ (`--accept`). Raises the errors that training
+    would raise for the recipe, the layout, the run in `output_dir` or the data's records.
     """
-    resolved, earlier = resolve(recipe, data_parallel)
+    resumed = resolve(recipe, data_parallel, accepted)
+    resolved, earlier = resumed.recipe, resumed.earlier
     stages = tuple(
-        _stage_forecast(recipe, resolved, earlier, planned, data_parallel) for planned in planned_stages(resolved)
+        _stage_forecast(recipe, resolved, earlier, planned, data_parallel) for planned in planned_stages(resumed)
     )
     worked = [(stage.planned, stage.work.simulation) for stage in stages if stage.work is not None]
     return RecipeForecast(resolved, data_parallel, stages, _split(recipe, earlier, worked) if worked else None)

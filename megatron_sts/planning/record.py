@@ -1,6 +1,6 @@
 """A forecast as plain values: the json of tools/plan.py. docs/planning.md has every key."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from megatron_sts.config import Recipe
@@ -90,14 +90,16 @@ def _split(split: Split | None) -> dict[str, Any] | None:
     }
 
 
-def step_records(recipe: Recipe, count: int, data_parallel: int = 1) -> Iterator[dict[str, Any]]:
+def step_records(
+    recipe: Recipe, count: int, data_parallel: int = 1, accepted: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The plan of the first `count` steps of every stage, one object a step: the plan that training follows.
 
-    step: as in metrics.jsonl, steps done, from 1. visual_tokens: kept of each image. Raises as `forecast` does.
+    step: as in metrics.jsonl, steps done, from 1. visual_tokens: kept of each image. accepted, errors: as `forecast`.
     """
-    resolved, _ = resolve(recipe, data_parallel)
-    for planned in planned_stages(resolved):
-        yield from _stage_steps(resolved, planned, count)
+    resumed = resolve(recipe, data_parallel, accepted)
+    for planned in planned_stages(resumed):
+        yield from _stage_steps(resumed.recipe, planned, count)
 
 
 def _stage_steps(recipe: Recipe, planned: PlannedStage, count: int) -> Iterator[dict[str, Any]]:

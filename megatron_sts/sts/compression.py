@@ -28,14 +28,14 @@ class Draws:
 
 
 def keep_ratio(schedule: KeepScheduleConfig, progress: float) -> float:
-    """The share of visual tokens that is kept at a progress in [0, 1).
+    """The share of visual tokens that is kept at a progress in [0, 1]; 1 is reached by a stage that was lengthened.
 
     linear: start + (end - start) e. cosine: start + (end - start) (1 - cos(pi e)) / 2. steps: the values one after
     another, each for the same part of the stage. constant: start.
     """
-    assert 0.0 <= progress < 1.0
+    assert 0.0 <= progress <= 1.0
     if schedule.kind == "steps":
-        return schedule.values[int(progress * len(schedule.values))]
+        return schedule.values[min(int(progress * len(schedule.values)), len(schedule.values) - 1)]
     assert schedule.start is not None
     if schedule.kind == "constant":
         return schedule.start
@@ -45,7 +45,7 @@ def keep_ratio(schedule: KeepScheduleConfig, progress: float) -> float:
 
 
 def kept_tokens(compress: CompressConfig | None, visual_tokens: int, progress: float) -> int:
-    """Visual tokens that an image keeps at a progress in [0, 1)."""
+    """Visual tokens that an image keeps at a progress in [0, 1]."""
     if compress is None or compress.strategy == "none":
         return visual_tokens
     if compress.strategy == "mean_pool":

@@ -14,6 +14,7 @@ from megatron_sts.sts.compression import Draws, kept_tokens, most_kept_tokens, s
 from megatron_sts.sts.full_steps import is_full_step
 from megatron_sts.sts.groups import skippable_layers
 from megatron_sts.sts.independent import IndependentSelection
+from megatron_sts.sts.lengths import Span, progress, spans
 from megatron_sts.sts.schedule import decay, peak_probabilities, ramp, uniform_indices
 from megatron_sts.sts.streams import stream
 
@@ -84,7 +85,7 @@ class StagePlanner:
         self._recipe, self.stage = recipe, stage
         self._layers = recipe.architecture.language.layers
         self._total_steps = total_steps
-        self._steps_per_epoch = steps_per_epoch
+        self._lengths = spans(stage) or (Span(0, total_steps, steps_per_epoch),)
         self._seed = recipe.seed
         self._total_visual_tokens = recipe.architecture.visual_tokens
         self._selections = {skip.tokens: self._layer_selection(skip) for skip in stage.skip}
@@ -112,13 +113,13 @@ class StagePlanner:
         """The share of its peak that every skip probability has in a step."""
         if is_full_step(self._seed, self.stage.name, skip.full_share, step):
             return 0.0
-        return decay(self.progress(step, skip), skip) * ramp(step / self._total_steps, skip)
+        return decay(self.progress(step, skip), skip) * ramp(progress(self._lengths, step), skip)
 
     def visual_tokens(self, step: int) -> int:
         """Visual tokens that an image keeps in a step; a schedule moves with the share of the steps that passed."""
         if self._keeps_all(step):
             return self._total_visual_tokens
-        return kept_tokens(self.stage.compress, self._total_visual_tokens, step / self._total_steps)
+        return kept_tokens(self.stage.compress, self._total_visual_tokens, progress(self._lengths, step))
 
     def _keeps_all(self, step: int) -> bool:
         compress = self.stage.compress
@@ -132,10 +133,7 @@ class StagePlanner:
 
     def progress(self, step: int, skip: SkipConfig) -> float:
         """e / E of a schedule at a step: by steps, or by whole epochs passed (`skip.progress`)."""
-        if skip.progress == "epoch":
-            epochs = self._total_steps / self._steps_per_epoch
-            return min(1.0, (step // self._steps_per_epoch) / max(epochs, 1.0))
-        return step / self._total_steps
+        return progress(self._lengths, step, by_epochs=skip.progress == "epoch")
 
     def skip_probabilities(self, step: int, tokens: SkippedTokens = "all") -> tuple[float, ...]:
         """Probability of each layer to be skipped for these tokens in a step; zeros where the stage has no such skip.

@@ -88,7 +88,7 @@ class Stepper:
     def __init__(self, recipe: Recipe, stage: StageConfig, total_steps: int, place: Place):
         self._recipe, self._stage, self._place = recipe, stage, place
         self._images = int(stage.data.has_images)
-        self.parts = prepare_stage(recipe, stage, total_steps, Start(None, 0, resumes=False), place)
+        self.parts = prepare_stage(recipe, stage, total_steps, Start(None, 0), place)
         self._micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
         self._generator = torch.Generator().manual_seed(recipe.seed + place.data_rank)
 

@@ -11,6 +11,7 @@ from megatron_sts.model.build import build_chunks, freeze, wrap
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.precision import what_runs
 from megatron_sts.parallel.groups import Place, group_collection
+from megatron_sts.parallel.together import rank_zero_does
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.bad_steps import BadSteps, step_judge
@@ -20,6 +21,7 @@ from megatron_sts.train.figures import StepFigures
 from megatron_sts.train.fp8_start import needs_registration, register_layers
 from megatron_sts.train.loss_guard import check_loss_rise
 from megatron_sts.train.optimizer import StageOptimizer
+from megatron_sts.train.output_directory import open_output_directory
 from megatron_sts.train.progress import Progress
 from megatron_sts.train.resume import Start
 from megatron_sts.train.saver import Saver
@@ -81,6 +83,8 @@ def train_stage(
             print(f"{stage.name}: all {data.total_steps:,} steps are done, in {start.checkpoint}", flush=True)
         return StopReason.NONE
     parts = prepare_stage(recipe, stage, data.total_steps, start, place)
+    # Up to here a start may be refused, and nothing has been written.
+    rank_zero_does(lambda: open_output_directory(recipe))
     layers = recipe.architecture.language.layers
     micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     # The last stage knows the loss and rank 0 is told it; metrics have one writer.

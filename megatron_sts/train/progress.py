@@ -130,6 +130,19 @@ class Progress:
         return " | ".join(parts)
 
 
+def check_figure_sinks(recipe: Recipe) -> None:
+    """Raise ConfigError where what `logging` sends figures to is not installed."""
+    if recipe.logging.wandb_project is None:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "logging.wandb_project is set but wandb is not installed; "
+            "install it with `pip install wandb` or remove the key"
+        ) from None
+
+
 def forget_steps_after(metrics: Path, stage: str, step: int) -> None:
     """Drop a stage's lines after `step`: what was done after the last checkpoint is done again."""
     if not metrics.is_file():
@@ -160,13 +173,8 @@ def _tensorboard(recipe: Recipe, stage: str, first_step: int) -> Any:
 def _wandb(recipe: Recipe) -> Any:
     if recipe.logging.wandb_project is None:
         return None
-    try:
-        import wandb
-    except ImportError:
-        raise ConfigError(
-            "logging.wandb_project is set but wandb is not installed; "
-            "install it with `pip install wandb` or remove the key"
-        ) from None
+    import wandb
+
     return wandb.init(
         project=recipe.logging.wandb_project, dir=str(recipe.output_dir), config=recipe.resolved(), resume="allow"
     )

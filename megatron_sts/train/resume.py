@@ -1,38 +1,13 @@
-"""Where a stage begins: which checkpoint is whole, and whether the recipe may go on from it."""
+"""Where a stage begins: the newest whole checkpoint, its own or the previous stage's."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sts.config import Recipe, Run, checkpoints_of_stage, difference, problems_of, read_run, step_of
+from megatron_sts.config import Recipe, Run, check_resumable, checkpoints_of_stage, problems_of, read_run, step_of
 from megatron_sts.errors import CheckpointError
 from megatron_sts.parallel.together import from_all_ranks, own_part
 
-# What a resumed run may change; anything else would not be the same training.
-_MAY_CHANGE = (
-    "output_dir",
-    "parallel.",
-    "logging.",
-    "checkpoint.",
-    "on_save_error",
-    "recompute",
-    "stop_after",
-    "bad_steps.",
-    "loss_spike",
-    "optimizer.distributed",
-    "model.vision",
-    "model.tokenizer",
-    "model.init",
-)
-_STAGE_MAY_CHANGE = (
-    "data.train",
-    "data.images",
-    "data.workers",
-    "data.max_bad_records",
-    "data.packing",
-    "data.samples",
-    "data.text_tokens",
-    "batch.micro",
-)
 # A damaged file tells all; a checkpoint of thousands of files need not list each.
 _PROBLEMS_SHOWN = 5
 
@@ -41,36 +16,37 @@ _PROBLEMS_SHOWN = 5
 class Start:
     """Where a stage begins: the checkpoint to load (None: fresh weights) and the steps of this stage it has done.
 
-    notes: what a user should know of it, a line each: checkpoints passed over, fields of the recipe that changed.
+    run: what the checkpoint says of itself, where it is one of this stage. notes: what a user should know, a line each:
+    checkpoints passed over, keys of the recipe that changed.
     """
 
     checkpoint: Path | None
     step: int
-    resumes: bool
+    run: Run | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the checkpoint is one of this stage, with its optimiser's state."""
+        return self.run is not None
 
-def find_start(recipe: Recipe, stage_number: int, total_steps: int) -> Start:
+
+def find_start(recipe: Recipe, stage_number: int, accepted: Collection[str] = ()) -> Start:
     """Where a stage begins: its own newest whole checkpoint, else the previous stage's end, else `model.init`.
 
-    All ranks together. Raises CheckpointError where the checkpoint is damaged, where the recipe differs from the
-    checkpoint's, where it has done more steps than the stage has, or where the previous stage has not ended.
+    All ranks together. accepted: the keys of `--accept`. Raises CheckpointError where the checkpoint is damaged, where
+    the recipe differs from the checkpoint's, or where the previous stage has no checkpoint.
     """
     stage = recipe.stages[stage_number]
     own, notes = newest_whole(recipe, stage.name)
     if own is not None:
         run = read_run(own)
-        changed = check_resumable(own, run, recipe)
-        if run.step > total_steps:
-            raise CheckpointError(
-                f"{own} has done {run.step} steps, but with the data of now the stage has {total_steps}; give it the "
-                f"data that it was begun with (stages.{stage.name}.data), or choose another output_dir to start anew"
-            )
-        return Start(own, run.step, resumes=True, notes=(*notes, *changed))
+        changed = check_resumable(own, run, recipe, accepted)
+        return Start(own, run.step, run, (*notes, *changed))
     if stage_number == 0:
         if recipe.model.init is not None:
             _refuse_damaged(recipe.model.init, problems_together(recipe.model.init), "import or copy it again")
-        return Start(recipe.model.init, 0, resumes=False)
+        return Start(recipe.model.init, 0)
     previous = recipe.stages[stage_number - 1]
     ended, notes = newest_whole(recipe, previous.name)
     if ended is None:
@@ -78,7 +54,7 @@ def find_start(recipe: Recipe, stage_number: int, total_steps: int) -> Start:
             f"stage {stage.name} begins where {previous.name} ends, but {recipe.output_dir} has no checkpoint of "
             f"{previous.name}; train it first (--stage {previous.name}), or remove --stage"
         )
-    return Start(ended, 0, resumes=False, notes=notes)
+    return Start(ended, 0, notes=notes)
 
 
 def newest_whole(recipe: Recipe, stage: str) -> tuple[Path | None, tuple[str, ...]]:
@@ -115,37 +91,3 @@ def _refuse_damaged(path: Path, problems: list[str], remedy: str) -> None:
         shown = [*problems[:_PROBLEMS_SHOWN], *(["..."] if len(problems) > _PROBLEMS_SHOWN else [])]
         # Ranks that share a reason (no manifest) give it once.
         raise CheckpointError(f"{path} is damaged: {'; '.join(dict.fromkeys(shown))}; {remedy}")
-
-
-def check_resumable(path: Path, run: Run, recipe: Recipe) -> list[str]:
-    """The fields that a resumed run changes, with their values; CheckpointError where one of them may not change.
-
-    The layout, where files lie, logging and what bears on memory alone may change, and other stages altogether.
-    """
-    old, new = run.recipe.resolved(), recipe.resolved()
-    changed = difference(old, new)
-    refused = [field for field in changed if not _may_change(field, run.stage)]
-    if refused:
-        told = ", ".join(f"{field} ({_value(old, field)}, now {_value(new, field)})" for field in sorted(refused))
-        raise CheckpointError(
-            f"{path} was trained with other values of {told}; put them back, or choose another output_dir to start anew"
-        )
-    return [f"changed since the checkpoint: {field} {_value(old, field)} -> {_value(new, field)}" for field in changed]
-
-
-def _may_change(field: str, stage: str) -> bool:
-    if field.startswith("stages."):
-        _, name, rest = [*field.split(".", 2), ""][:3]
-        return name != stage or rest.startswith(_STAGE_MAY_CHANGE)
-    return field.startswith(_MAY_CHANGE)
-
-
-def _value(resolved: object, field: str) -> str:
-    """The value of a dotted field as `difference` names it; stages are found by name."""
-    value = resolved
-    for key in field.split("."):
-        if isinstance(value, list):
-            value = next((item for item in value if isinstance(item, dict) and item.get("name") == key), None)
-        else:
-            value = value.get(key) if isinstance(value, dict) else None
-    return "none" if value is None else str(value)

@@ -1,8 +1,9 @@
 """The data of one stage, and the plan and shape of each of its steps."""
 
 import copy
+import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 import torch.distributed as dist
 from rich.console import Console
 
-from megatron_sts.config import Recipe, SkipConfig, StageConfig
+from megatron_sts.config import Recipe, Run, SkipConfig, StageConfig
 from megatron_sts.data import (
     Batch,
     FittedSamples,
@@ -39,11 +40,12 @@ from megatron_sts.evaluation.progress import shown_if_long
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import Ranges, padded_length, round_up, sample_multiple
 from megatron_sts.parallel.together import from_all_ranks, rank_zero_works
-from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, stage_steps, step_flops
+from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, step_flops, with_length
 from megatron_sts.train.held_out_data import is_held_out, validation_stage
 from megatron_sts.train.quarantine import Quarantine
 
 _CACHED_PIXELS_BYTES = 1 << 30
+_INDEX_NAME_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,11 @@ class StepShape:
 class StageData:
     """Samples, their lengths and their order; nothing of it changes while the stage runs."""
 
-    def __init__(self, recipe: Recipe, stage: StageConfig):
-        """Reads and checks all records. Raises DataError or ConfigError before any training.
+    def __init__(self, recipe: Recipe, stage: StageConfig, run: Run | None = None, accepted: Collection[str] = ()):
+        """Reads and checks all records. Raises DataError, ConfigError or CheckpointError before any training.
 
-        Ranks other than 0 wait for rank 0 to measure the samples, then read its index.
+        run: of the checkpoint that the stage resumes from. accepted: the keys of `--accept`. Ranks other than 0 wait
+        for rank 0 to measure the samples, then read its index.
         """
         self._recipe, self._stage = recipe, stage
         self._multiple = sample_multiple(recipe.parallel.context)
@@ -93,8 +96,9 @@ class StageData:
             lengths = self.index.lengths(recipe.architecture.visual_tokens)
             groups = LengthGroups(lengths, self.index.images > 0)
         self.sampler = StepSampler(len(self.samples), stage.batch.global_size, recipe.seed, groups)
-        self.total_steps = stage_steps(stage, len(self.samples))
-        self.planner = StagePlanner(recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size)
+        self.stage = with_length(stage, len(self.samples), run, accepted)
+        self.total_steps = self.stage.lengths[-1].steps
+        self.planner = StagePlanner(recipe, self.stage, self.total_steps, len(self.samples) / stage.batch.global_size)
 
     def _part(self, is_in_it: np.ndarray) -> tuple[FittedSamples, SampleIndex]:
         samples, places = self.prepared.samples, np.flatnonzero(is_in_it)
@@ -119,7 +123,7 @@ class StageData:
     def with_skip(self, skip: tuple[SkipConfig, ...]) -> "StageData":
         """The same data under plans that skip otherwise."""
         changed = copy.copy(self)
-        stage = self._stage.model_copy(update={"skip": skip})
+        stage = self.stage.model_copy(update={"skip": skip})
         changed.planner = StagePlanner(
             self._recipe, stage, self.total_steps, len(self.samples) / stage.batch.global_size
         )
@@ -173,7 +177,7 @@ class StageData:
     def _measure(self, progress: StartProgress = untold) -> PreparedSamples:
         stage = self._stage
         return prepare_samples(
-            self._recipe.output_dir / "index" / f"{stage.name}.npz",
+            self._index_file(),
             stage.data.train,
             self._template,
             self.tokenizer,
@@ -186,6 +190,13 @@ class StageData:
             partial(check_sample_count, stage),
             progress,
         )
+
+    def _index_file(self) -> Path:
+        """Named by what is measured and how, so that a start with other data, if refused, leaves the run's index."""
+        data = self._stage.data
+        measured = (data.train, data.images, data.template, data.system_prompt, self._recipe.model.tokenizer)
+        name = hashlib.sha256(repr(tuple(map(str, measured))).encode()).hexdigest()[:_INDEX_NAME_DIGITS]
+        return self._recipe.output_dir / "index" / f"{self._stage.name}-{name}.npz"
 
     def shape(self, plan: StepPlan) -> StepShape:
         """The shape of a step under a plan: the least legal length for the step's samples."""

@@ -44,7 +44,7 @@ def _three_steps_the_last_spoiled(recipe: Recipe, factor: float) -> tuple[Any, b
     place = start_groups(recipe.parallel, recipe.seed)
     stage = recipe.stage("tune")
     data = StageData(recipe, stage)
-    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0, resumes=False), place)
+    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
     micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     for step, batches in zip(range(3), data.batches(place, 0), strict=False):
         if step == 2 and batches and place.first_stage and place.data_rank == place.data_size - 1:

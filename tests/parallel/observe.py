@@ -89,7 +89,7 @@ def _observe_rank(recipe: Recipe, stage_name: str, steps: int) -> dict[str, Any]
     place = start_groups(recipe.parallel, recipe.seed)
     stage = recipe.stage(stage_name)
     data = StageData(recipe, stage)
-    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0, resumes=False), place)
+    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
     micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     lists = ("losses", "grad_norms", "skipped", "skipped_for_visual", "gradients")
     result: dict[str, Any] = {name: [] for name in lists}

@@ -62,7 +62,7 @@ def _held(cases: list[tuple[str, Recipe]]) -> list[tuple[int, int, int, int]]:
     found = []
     for stage, recipe in cases:
         place = start_groups(recipe.parallel, recipe.seed)
-        parts = prepare_stage(recipe, recipe.stage(stage), 1, Start(None, 0, resumes=False), place)
+        parts = prepare_stage(recipe, recipe.stage(stage), 1, Start(None, 0), place)
         weights = [parameter for chunk in parts.chunks for parameter in chunk.parameters()]
         gradients = [buffer.grad_data for ddp in parts.step._wrapped for buffer in ddp.buffers]
         optimizer = 0

@@ -49,7 +49,7 @@ def _step_with_layers_skipped(recipe: Recipe, skipped: list[frozenset[int]]) -> 
     place = start_groups(recipe.parallel, recipe.seed)
     stage = recipe.stage("tune")
     data = StageData(recipe, stage)
-    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0, resumes=False), place)
+    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
     micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     states = [_state_by_layer(parts)]
     for step, batches in zip(range(len(skipped)), data.batches(place, 0), strict=False):

@@ -69,7 +69,7 @@ def _choose(recipes: list[Recipe]) -> list[tuple[float, Chosen]]:
     for recipe in recipes:
         place, stage = start_groups(recipe.parallel, recipe.seed), recipe.stage("tune")
         data = StageData(recipe, stage)
-        parts = prepare_stage(recipe, stage, 1, Start(None, 0, resumes=False), place)
+        parts = prepare_stage(recipe, stage, 1, Start(None, 0), place)
         plan = data.planner.plan(0)
         shape, batches = data.shape(plan), next(data.batches(place, 0))
         chosen: Chosen = {}

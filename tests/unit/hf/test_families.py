@@ -217,7 +217,7 @@ def _train(recipes: list[Recipe], pixels: Tensor) -> list[dict[str, Any]]:
         stage = recipe.stages[0]
         data = StageData(recipe, stage)
         running = Running(StopRequests(recipe), Watchdog(place, recipe.parallel.timeout_minutes * 60))
-        train_stage(recipe, stage, data, Start(recipe.model.init, 0, resumes=False), place, running)
+        train_stage(recipe, stage, data, Start(recipe.model.init, 0), place, running)
         result: dict[str, Any] = {}
         if place.world_size == 1:
             model = _loaded(recipe, checkpoint_root(recipe) / "tune-00000002")

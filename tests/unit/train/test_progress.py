@@ -10,7 +10,7 @@ import pytest
 from megatron_sts.config import METRICS_FILE, Recipe
 from megatron_sts.errors import ConfigError
 from megatron_sts.train.bad_steps import Judgement
-from megatron_sts.train.progress import Progress, forget_steps_after
+from megatron_sts.train.progress import Progress, check_figure_sinks, forget_steps_after
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE
 from tests.unit.train.test_figures import FIGURES
@@ -146,4 +146,4 @@ def test_tensorboard_gets_the_scalars(tmp_path):
 def test_missing_wandb_is_refused_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"wandb_project is set .*pip install wandb"):
-        run(make_recipe(tmp_path, wandb_project="sts"), range(1))
+        check_figure_sinks(make_recipe(tmp_path, wandb_project="sts"))
