@@ -131,11 +131,11 @@ def test_nothing_is_touched_by_a_start_that_is_refused(root, killed, tmp_path):
 
 
 def test_no_directory_is_made_by_a_first_start_that_is_refused(root, killed, tmp_path):
-    init = checkpoint_root(_recipe(root, killed)) / "align-00000003"
+    init = Path(shutil.copytree(killed / "checkpoints" / "align-00000003", tmp_path / "init"))
+    _rewrite(init / "__0_0.distcp", lambda content: content[:-2])
     (tmp_path / "file").touch()
-    deeper = {"model__architecture__language": {"layers": 6}, "model__init": str(init)}
     recipes = {
-        "does not fit the recipe's model": _recipe(root, tmp_path / "new", **deeper),
+        "is damaged": _recipe(root, tmp_path / "new", model__init=str(init)),
         "is not a directory": _recipe(root, tmp_path / "file" / "run"),
     }
     (found,) = run_ranks(1, _starts, list(recipes.values()))
