@@ -59,6 +59,7 @@ def test_progress_by_epochs_goes_on_by_whole_epochs():
     [
         BALANCED,
         BALANCED | {"progress": "epoch"},
+        BALANCED | {"ramp_ratio": 0.5, "full_share": 0.2},
         BALANCED | {"min_layers_run": 2, "never_skip": [0], "alpha": 0.3},
         BALANCED | {"selection": "independent", "skip_groups": None},
         {"alpha": 0.4, "schedule": "pld", "skip_groups": 1},
