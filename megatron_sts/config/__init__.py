@@ -27,6 +27,7 @@ from megatron_sts.config.manifest import (
 from megatron_sts.config.recipe import (
     BatchConfig,
     CompressConfig,
+    EarlierGroups,
     KeepScheduleConfig,
     LearningRateConfig,
     LearningRateScheduleConfig,
@@ -88,6 +89,7 @@ __all__ = [
     "CheckpointConfig",
     "CompressConfig",
     "DataConfig",
+    "EarlierGroups",
     "FileEntry",
     "KeepScheduleConfig",
     "LanguageArchitecture",

@@ -143,6 +143,21 @@ class LearningRateScheduleConfig(ConfigModel):
     """Rate at the end of the decay, as a share of the highest rate."""
 
 
+class EarlierGroups(ConfigModel):
+    """Groups of layers that a resume has replaced by others."""
+
+    before_step: int = Field(ge=0)
+    """0-based step from which on they hold no more."""
+    sizes: tuple[int, ...]
+    """Layers of each group in order of depth."""
+
+    @field_validator("sizes", mode="before")
+    @classmethod
+    def _list_as_tuple(cls, values: Any) -> Any:
+        """As that of SkipConfig."""
+        return tuple(values) if isinstance(values, list) else values
+
+
 class SkipConfig(ConfigModel):
     """The Layer Dynamic Skipper (arXiv 2509.18150).
 
@@ -180,8 +195,10 @@ class SkipConfig(ConfigModel):
     measured before the first update, and more ends the run."""
     accept_loss_rise: bool = False
     """Whether a stage trains whatever leaving out costs the weights that it starts from."""
+    earlier_groups: tuple[EarlierGroups, ...] = ()
+    """Written by training, not for a recipe to give: groups of steps that are done, oldest first."""
 
-    @field_validator("skip_groups", "never_skip", mode="before")
+    @field_validator("skip_groups", "never_skip", "earlier_groups", mode="before")
     @classmethod
     def _list_as_tuple(cls, values: Any) -> Any:
         """Behind the validator of StageConfig a list is no longer JSON, and strict pydantic would refuse it."""

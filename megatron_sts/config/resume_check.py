@@ -54,7 +54,9 @@ def check_resumable(
         told = f"{field}: {_value(old, field)} in the checkpoint, {_value(new, field)} in the recipe"
         of_other_stage = field.startswith("stages.") and not field.startswith(own)
         does, why = _rule(field)
-        if of_other_stage or (begun_later and not field.startswith(own)) or does <= OnResume.KEPT:
+        if does is OnResume.KEPT:
+            continue
+        if of_other_stage or (begun_later and not field.startswith(own)) or does is OnResume.ALLOWED:
             changes.append(told)
         elif begun_later:
             refusals.append(f"{told}. Stage {run.stage} is over: {begun_later} has begun from its end")

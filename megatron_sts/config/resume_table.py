@@ -148,14 +148,21 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
         "the rate is from the next step on the one that the new values have at that step",
     ),
     ResumeRule(
-        _of_stage("lengths.from_step", "lengths.steps", "lengths.samples"),
+        _of_stage(
+            "lengths.from_step",
+            "lengths.steps",
+            "lengths.samples",
+            "skip.earlier_groups.before_step",
+            "skip.earlier_groups.sizes",
+        ),
         OnResume.KEPT,
-        "it is what the checkpoint knows of the stage's length",
+        "training writes it: what the steps done were planned with",
     ),
     ResumeRule(
         _of_stage("skip.skip_groups"),
-        OnResume.REFUSED,
-        "the layers skipped so far were counted by group; left out of the recipe, it is the checkpoint's",
+        OnResume.ACCEPT,
+        "from the next step on the new groups skip the same number each; left out of the recipe they are those of the "
+        "checkpoint, or, where the layout cannot have these, its virtual pipeline stages",
     ),
     ResumeRule(
         _of_stage(

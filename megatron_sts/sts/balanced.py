@@ -77,11 +77,33 @@ class BalancedSelection:
         return frozenset(skipped)
 
 
+class RegroupedSelection:
+    """Balanced selections in groups that a resume has changed, each up to the step before which its groups hold."""
+
+    def __init__(self, ends: Sequence[int], selections: Sequence[BalancedSelection]):
+        self._ends, self._selections = ends, selections
+
+    def probabilities(self, step: int) -> tuple[float, ...]:
+        """The probability of each layer to be skipped in a step."""
+        return self._of(step).probabilities(step)
+
+    def skipped(self, step: int) -> frozenset[int]:
+        """The layers that a step skips: the same number of each group that holds then."""
+        return self._of(step).skipped(step)
+
+    def _of(self, step: int) -> BalancedSelection:
+        return next(selection for end, selection in zip(self._ends, self._selections, strict=True) if step < end)
+
+
 def balanced_peaks(groups: Sequence[Sequence[int]], peaks: Sequence[float]) -> list[list[float]]:
     """Highest probabilities by group under balanced selection: see BalancedSelection."""
     expected = sum(peaks[layer] for layers in groups for layer in layers) / len(groups)
     found = []
     for layers in groups:
+        if not layers:
+            # Legal where nothing is skipped.
+            found.append([])
+            continue
         mean = sum(peaks[layer] for layer in layers) / len(layers)
         found.append([expected / len(layers) + peaks[layer] - mean for layer in layers])
     return found

@@ -4,10 +4,10 @@ Of all that a plan follows from, only groups that the recipe leaves open depend 
 once, when a run starts, and stay in its checkpoints, so that a resume on another layout keeps the plan.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import accumulate
 
-from megatron_sts.config import Recipe, SkipConfig, StageConfig, report
+from megatron_sts.config import EarlierGroups, Recipe, SkipConfig, StageConfig, report
 from megatron_sts.errors import ConfigError
 from megatron_sts.sts.balanced import balanced_peaks
 from megatron_sts.sts.schedule import peak_probabilities
@@ -24,41 +24,68 @@ def group_sizes(recipe: Recipe, skip: SkipConfig) -> tuple[int, ...]:
     return (layers // groups,) * groups if isinstance(groups, int) else groups
 
 
-def skippable_layers(recipe: Recipe, skip: SkipConfig) -> list[list[int]]:
-    """Of each group the layers that may be skipped."""
-    ends = list(accumulate(group_sizes(recipe, skip)))
+def skippable_layers(recipe: Recipe, skip: SkipConfig, step: int | None = None) -> list[list[int]]:
+    """Of each group the layers that may be skipped: of the groups of a 0-based step, of the newest where it is None."""
+    sizes = group_sizes(recipe, skip)
+    if step is not None:
+        sizes = next((earlier.sizes for earlier in skip.earlier_groups if step < earlier.before_step), sizes)
+    ends = list(accumulate(sizes))
     return [
         [layer for layer in range(start, end) if layer not in skip.never_skip]
         for start, end in zip([0, *ends], ends, strict=False)
     ]
 
 
-def resolve_skip_groups(recipe: Recipe, earlier: Recipe | None = None, only_stage: str | None = None) -> Recipe:
+def resolve_skip_groups(
+    recipe: Recipe,
+    earlier: Recipe | None = None,
+    trained: Collection[str] | None = None,
+    regrouped: Mapping[str, int] | None = None,
+) -> Recipe:
     """The recipe with the groups of every balanced stage written out as sizes, for good.
 
     `earlier`: the resolved recipe of the run that is gone on with, whose groups are kept where this one leaves them
-    open. `only_stage`: the stage that is trained on this layout, the others are left as they are. Raises one
+    open. `trained`: names of the stages that are trained on this layout, all where None; the others keep what they
+    have. `regrouped`: by the field of a `skip` whose groups may change, the steps done under the old ones. Raises one
     ConfigError that lists every stage that this layout or these groups cannot honour.
     """
     stages, problems = [], []
     for stage in recipe.stages:
-        if only_stage not in (None, stage.name):
-            stages.append(stage)
-            continue
-        resolved = tuple(_with_groups(recipe, stage, skip, earlier) for skip in stage.skip)
-        stage = stage.model_copy(update={"skip": resolved})
-        stages.append(stage)
-        problems += [f"{stage.skip_field(skip)}.{found}" for skip in stage.skip for found in _problems(recipe, skip)]
+        is_trained, skips = trained is None or stage.name in trained, []
+        for skip in stage.skip:
+            field = stage.skip_field(skip)
+            kept = _kept(recipe, stage, skip, earlier)
+            skips.append(_with_groups(recipe, skip, kept, is_trained, (regrouped or {}).get(field)))
+            if is_trained:
+                is_kept = skip.skip_groups is None and kept is not None
+                problems += [
+                    f"{field}.{problem}" for problem in _problems(recipe, skips[-1], field if is_kept else None)
+                ]
+        stages.append(stage.model_copy(update={"skip": tuple(skips)}))
     if problems:
         raise report("the recipe's layer skipping", problems)
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-def _with_groups(recipe: Recipe, stage: StageConfig, skip: SkipConfig, earlier: Recipe | None) -> SkipConfig:
-    if skip.selection != "balanced":
+def _with_groups(
+    recipe: Recipe, skip: SkipConfig, kept: SkipConfig | None, is_trained: bool, steps_done: int | None
+) -> SkipConfig:
+    """A skip with its groups written out: its own, else the kept ones, else those of the layout.
+
+    steps_done: where the groups may differ from the kept ones from this step on; else None.
+    """
+    if skip.selection != "balanced" or (kept is None and not is_trained):
         return skip
-    sizes = settled_groups(recipe, stage, skip, earlier) or group_sizes(recipe, skip)
-    return skip.model_copy(update={"skip_groups": sizes})
+    if kept is None:
+        return skip.model_copy(update={"skip_groups": group_sizes(recipe, skip), "earlier_groups": ()})
+    old, history = group_sizes(recipe, kept), kept.earlier_groups
+    sizes = group_sizes(recipe, skip) if skip.skip_groups is not None else old
+    if steps_done is not None:
+        if skip.skip_groups is None and next(_straddling(recipe, kept, None), None) is not None:
+            sizes = group_sizes(recipe, skip)
+        if sizes != old:
+            history = (*history, EarlierGroups(before_step=steps_done, sizes=old))
+    return skip.model_copy(update={"skip_groups": sizes, "earlier_groups": history})
 
 
 def settled_groups(
@@ -70,16 +97,25 @@ def settled_groups(
     """
     if skip.skip_groups is not None:
         return group_sizes(recipe, skip)
+    kept = _kept(recipe, stage, skip, earlier)
+    return group_sizes(recipe, kept) if kept is not None else None
+
+
+def _kept(recipe: Recipe, stage: StageConfig, skip: SkipConfig, earlier: Recipe | None) -> SkipConfig | None:
+    """The skip of the run gone on with for the same stage and tokens, where its groups fit the model."""
     old_stages = earlier.stages if earlier is not None else ()
     kept = next((old.skip_of(skip.tokens) for old in old_stages if old.name == stage.name), None)
     if earlier is None or kept is None or kept.selection != "balanced" or kept.skip_groups is None:
         return None
-    sizes = group_sizes(earlier, kept)
-    return sizes if sum(sizes) == recipe.architecture.language.layers else None
+    same_depth = earlier.architecture.language.layers == recipe.architecture.language.layers
+    return kept if same_depth else None
 
 
-def _problems(recipe: Recipe, skip: SkipConfig) -> Iterator[str]:
-    """Why layers cannot be skipped as asked, one message each, beginning with the field."""
+def _problems(recipe: Recipe, skip: SkipConfig, kept_field: str | None) -> Iterator[str]:
+    """Why layers cannot be skipped as asked, one message each, beginning with the key.
+
+    kept_field: the field of the skip whose groups are the checkpoint's; None where they are the recipe's or layout's.
+    """
     layers = recipe.architecture.language.layers
     try:
         peaks = peak_probabilities(layers, skip)
@@ -94,22 +130,26 @@ def _problems(recipe: Recipe, skip: SkipConfig) -> Iterator[str]:
                 "1 at their highest; lower min_layers_run or alpha"
             )
         return
-    yield from _straddling(recipe, skip)
+    yield from _straddling(recipe, skip, kept_field)
     yield from _overfull(skip, skippable_layers(recipe, skip), peaks, most)
 
 
-def _straddling(recipe: Recipe, skip: SkipConfig) -> Iterator[str]:
+def _straddling(recipe: Recipe, skip: SkipConfig, kept_field: str | None) -> Iterator[str]:
     """Groups that lie on two virtual stages: the stages would not get faster together."""
     sizes = group_sizes(recipe, skip)
     ends = list(accumulate(sizes))
+    origin, remedy = "", "choose groups that lie inside a virtual stage"
+    if kept_field is not None:
+        origin = ", those that the run in output_dir was begun with,"
+        remedy = f"to go on with groups of this layout give --accept {kept_field}.skip_groups"
     for number, stage in enumerate(recipe.parallel.layers_of_stages(recipe.architecture.language.layers)):
         if stage.stop in ends:
             continue
         group = next(index for index, end in enumerate(ends) if end > stage.stop)
         yield (
-            f"skip_groups {list(sizes)} has the layers {ends[group] - sizes[group]} to {ends[group] - 1} in one group, "
-            f"but virtual pipeline stage {number} of this layout ends after layer {stage.stop - 1}; choose groups "
-            "that lie inside a virtual stage, or a layout whose virtual stages are made of whole groups "
+            f"skip_groups {list(sizes)}{origin} has the layers {ends[group] - sizes[group]} to {ends[group] - 1} in "
+            f"one group, but virtual pipeline stage {number} of this layout ends after layer {stage.stop - 1}; "
+            f"{remedy}, or choose a layout whose virtual stages are made of whole groups "
             "(parallel.pipeline, parallel.virtual_pipeline, parallel.layers_per_stage)"
         )
         return
@@ -117,10 +157,10 @@ def _straddling(recipe: Recipe, skip: SkipConfig) -> Iterator[str]:
 
 def _overfull(skip: SkipConfig, groups: list[list[int]], peaks: tuple[float, ...], most: int) -> Iterator[str]:
     """Groups that cannot meet the count that all groups share."""
-    if not skip.alpha:
-        return
     sizes = [len(group) for group in groups]
     expected = sum(peaks[layer] for group in groups for layer in group) / len(groups)
+    if expected == 0:
+        return  # Nothing is ever skipped, whatever the groups.
     smallest = sizes.index(min(sizes))
     if min(sizes) == 0 or expected > min(sizes) + _TOLERANCE:
         exempt = f", those of never_skip {list(skip.never_skip)} left out" if skip.never_skip else ""

@@ -68,7 +68,7 @@ def progress(lengths: Sequence[Span], step: int, by_epochs: bool = False) -> flo
 
     From a step at which the length changed it goes on from where it stood, to be 1 at the new end.
     """
-    number = max(index for index, length in enumerate(lengths) if length.from_step <= step)
+    number = next(index for index in reversed(range(len(lengths))) if lengths[index].from_step <= step)
     length = lengths[number]
     here = _under_one(length, step, by_epochs)
     if number == 0:

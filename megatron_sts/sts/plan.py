@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from megatron_sts.config import Recipe, SkipConfig, SkippedTokens, StageConfig
-from megatron_sts.sts.balanced import BalancedSelection
+from megatron_sts.sts.balanced import BalancedSelection, RegroupedSelection
 from megatron_sts.sts.compression import Draws, kept_tokens, most_kept_tokens, scored_tokens
 from megatron_sts.sts.full_steps import is_full_step
 from megatron_sts.sts.groups import skippable_layers
@@ -99,9 +99,14 @@ class StagePlanner:
             for layer, peak in enumerate(peak_probabilities(self._layers, skip))
         ]
         if skip.selection == "balanced":
-            groups = skippable_layers(self._recipe, skip)
             factors = [self._factor(step, skip) for step in range(self._total_steps)]
-            return BalancedSelection(self._seed, name, groups, peaks, factors, most_skipped // len(groups))
+            ends = [*(earlier.before_step for earlier in skip.earlier_groups), self._total_steps]
+            selections = []
+            for end in ends:
+                groups = skippable_layers(self._recipe, skip, end - 1)
+                most = most_skipped // len(groups)
+                selections.append(BalancedSelection(self._seed, name, groups, peaks, factors, most))
+            return selections[0] if len(selections) == 1 else RegroupedSelection(ends, selections)
 
         def probabilities(step: int) -> tuple[float, ...]:
             factor = self._factor(step, skip)
@@ -171,7 +176,7 @@ class StagePlanner:
         assert config is not None
         if config.selection != "balanced":
             return given
-        for number, group in enumerate(skippable_layers(self._recipe, config)):
+        for number, group in enumerate(skippable_layers(self._recipe, config, step)):
             draws = stream(self._seed, self.stage.name, step, "turns handed on", number)
             free = [layer for layer in group if layer not in skipped and layer not in visual]
             order = sorted((draws.random(), layer) for layer in free)

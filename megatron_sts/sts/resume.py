@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sts.config import Recipe, Run, check_accepted, check_resumable, newest_runs
+from megatron_sts.config import Recipe, Run, check_accepted, check_resumable, is_accepted, newest_runs
 from megatron_sts.errors import CheckpointError
 from megatron_sts.sts.groups import resolve_skip_groups
 
@@ -18,16 +18,9 @@ class ResumedRecipe:
 
     @property
     def earlier(self) -> Recipe | None:
-        """The resolved recipe of the run that is resumed, each stage as its own checkpoint has it; None without one."""
-        newest = next((run.recipe for _, run in reversed(self.begun.values())), None)
-        if newest is None:
-            return None
-        known = [self.run_of(stage.name) for stage in newest.stages]
-        stages = [
-            stage if run is None else run.recipe.stage(stage.name)
-            for stage, run in zip(newest.stages, known, strict=True)
-        ]
-        return newest.model_copy(update={"stages": tuple(stages)})
+        """Of the recipe the stages that have begun, whose groups of layers no layout changes; None where none has."""
+        stages = tuple(stage for stage in self.recipe.stages if stage.name in self.begun)
+        return self.recipe.model_copy(update={"stages": stages}) if stages else None
 
     def run_of(self, stage: str) -> Run | None:
         """What the newest checkpoint of a stage says of itself; None where there is none."""
@@ -35,9 +28,7 @@ class ResumedRecipe:
 
     def begun_after(self, stage: str) -> str | None:
         """The last stage that has begun, where that is a later one: then this one is over."""
-        names = [one.name for one in self.recipe.stages]
-        last = next(reversed(self.begun), None)
-        return last if last is not None and names.index(last) > names.index(stage) else None
+        return _begun_after(self.recipe, self.begun, stage)
 
 
 def resume_recipe(recipe: Recipe, accepted: Collection[str] = (), only_stage: str | None = None) -> ResumedRecipe:
@@ -48,17 +39,44 @@ def resume_recipe(recipe: Recipe, accepted: Collection[str] = (), only_stage: st
     """
     check_accepted(recipe, accepted)
     begun = newest_runs(recipe)
-    earlier = ResumedRecipe(recipe, begun).earlier
-    resumed = ResumedRecipe(_with_lengths(resolve_skip_groups(recipe, earlier, only_stage), begun), begun)
-    for stage in resumed.recipe.stages:
+    later = {stage.name: _begun_after(recipe, begun, stage.name) for stage in recipe.stages}
+    trained = [name for name in later if only_stage in (None, name) and later[name] is None]
+    recipe = resolve_skip_groups(recipe, _earlier(begun), trained, _regrouped(recipe, begun, accepted))
+    recipe = _with_lengths(recipe, begun)
+    for stage in recipe.stages:
         if only_stage not in (None, stage.name):
             continue
-        later = resumed.begun_after(stage.name)
+        begun_later = later[stage.name]
         if stage.name in begun:
-            check_resumable(*begun[stage.name], resumed.recipe, accepted, later)
-        elif later is not None:
-            _check_was_there(stage.name, later, *begun[later])
-    return resumed
+            check_resumable(*begun[stage.name], recipe, accepted, begun_later)
+        elif begun_later is not None:
+            _check_was_there(stage.name, begun_later, *begun[begun_later])
+    return ResumedRecipe(recipe, begun)
+
+
+def _begun_after(recipe: Recipe, begun: dict[str, tuple[Path, Run]], stage: str) -> str | None:
+    names = [one.name for one in recipe.stages]
+    last = next(reversed(begun), None)
+    return last if last is not None and names.index(last) > names.index(stage) else None
+
+
+def _earlier(begun: dict[str, tuple[Path, Run]]) -> Recipe | None:
+    """The resolved recipe of the run, with the stages that have begun, each as its own checkpoint has it."""
+    newest = next((run.recipe for _, run in reversed(begun.values())), None)
+    if newest is None:
+        return None
+    stages = tuple(run.recipe.stage(name) for name, (_, run) in begun.items())
+    return newest.model_copy(update={"stages": stages})
+
+
+def _regrouped(recipe: Recipe, begun: dict[str, tuple[Path, Run]], accepted: Collection[str]) -> dict[str, int]:
+    """Of each skip whose groups may change by the user's word: its field, and the steps done."""
+    return {
+        stage.skip_field(skip): begun[stage.name][1].step
+        for stage in recipe.stages
+        for skip in stage.skip
+        if stage.name in begun and is_accepted(f"{stage.skip_field(skip)}.skip_groups", accepted)
+    }
 
 
 def _with_lengths(recipe: Recipe, begun: dict[str, tuple[Path, Run]]) -> Recipe:
