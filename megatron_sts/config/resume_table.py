@@ -69,11 +69,22 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
     ResumeRule(("model.vision", "model.tokenizer"), OnResume.ALLOWED, "the directories may have moved"),
     ResumeRule(("model.init",), OnResume.KEPT, "the weights are those of the checkpoint"),
     ResumeRule(
-        ("optimizer.kind", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "optimizer.momentum"),
+        ("optimizer.kind"),
         OnResume.REFUSED,
-        "the optimiser's state of the checkpoint was made under it",
+        "the checkpoint holds the state of the other optimiser",
     ),
-    ResumeRule(("optimizer.weight_decay", "optimizer.clip_grad"), OnResume.ACCEPT, "it holds from the next step on"),
+    ResumeRule(
+        (
+            "optimizer.beta1",
+            "optimizer.beta2",
+            "optimizer.epsilon",
+            "optimizer.momentum",
+            "optimizer.weight_decay",
+            "optimizer.clip_grad",
+        ),
+        OnResume.ACCEPT,
+        "it holds from the next step on",
+    ),
     ResumeRule(("optimizer.distributed",), OnResume.ALLOWED, "the optimiser's state is brought into the other form"),
     ResumeRule(
         (
@@ -120,7 +131,7 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
             "data.template",
             "data.system_prompt",
             "data.max_tokens",
-            "data.over_long",
+            "data.too_long",
             "data.group_by_length",
             "batch.global",
         ),
@@ -157,6 +168,11 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
         ),
         OnResume.KEPT,
         "training writes it: what the steps done were planned with",
+    ),
+    ResumeRule(
+        _of_stage("skip.max_loss_rise", "skip.accept_loss_rise"),
+        OnResume.ALLOWED,
+        "it guards the stage's start, which is over",
     ),
     ResumeRule(
         _of_stage("skip.skip_groups"),

@@ -3,6 +3,7 @@
 import gc
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig
@@ -79,10 +80,13 @@ def train_stage(
     Leaves a checkpoint of where it ends; returns why that was before the stage's end, if it was.
     """
     if start.step == data.total_steps:
-        if place.rank == 0:
-            print(f"{stage.name}: all {data.total_steps:,} steps are done, in {start.checkpoint}", flush=True)
+        _say(place, f"{stage.name}: all {data.total_steps:,} steps are done, in {start.checkpoint}")
         return StopReason.NONE
     parts = prepare_stage(recipe, stage, data.total_steps, start, place)
+    _say_opening(recipe, stage, data, start, place)
+    evaluation = EvaluationStep(recipe, parts.chunks, parts.step.modules, place)
+    if not start.resumes:
+        check_loss_rise(recipe, stage, data, evaluation, place, partial(_say, place))
     # Up to here a start may be refused, and nothing has been written.
     rank_zero_does(lambda: open_output_directory(recipe))
     layers = recipe.architecture.language.layers
@@ -92,21 +96,7 @@ def train_stage(
         Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress,
         Saver(recipe, stage.name, parts.state, progress.say) as saver,
     ):
-        progress.say(_opening(stage, data, start, place))
-        progress.say(f"{stage.name}: {what_is_sparse(stage)}")
-        if unread := unread_text(data.prepared.unread):
-            progress.say(f"{stage.name}: {unread}")
-        if unguided := data.without_guide():
-            progress.say(
-                f"{stage.name}: {unguided:,} samples have a picture, but no human words for text_guided; uniform there"
-            )
-        progress.say(what_runs(recipe))
-        for note in start.notes:
-            progress.say(f"{stage.name}: {note}")
-        evaluation = EvaluationStep(recipe, parts.chunks, parts.step.modules, place)
         validation = Validation(recipe, stage, data, evaluation, place)
-        if not start.resumes:
-            check_loss_rise(recipe, stage, data, evaluation, place, progress.say)
         bad_steps = BadSteps(recipe, stage.name, place)
         # What is there by now stays as long as the stage: no collection walks through it, and makes others wait for it.
         gc.freeze()
@@ -153,6 +143,26 @@ def train_stage(
                 )
                 return result.stop
     return StopReason.NONE
+
+
+def _say(place: Place, text: str) -> None:
+    if place.rank == 0:
+        print(text, flush=True)
+
+
+def _say_opening(recipe: Recipe, stage: StageConfig, data: StageData, start: Start, place: Place) -> None:
+    _say(place, _opening(stage, data, start, place))
+    _say(place, f"{stage.name}: {what_is_sparse(stage)}")
+    if unread := unread_text(data.prepared.unread):
+        _say(place, f"{stage.name}: {unread}")
+    if unguided := data.without_guide():
+        _say(
+            place,
+            f"{stage.name}: {unguided:,} samples have a picture, but no human words for text_guided; uniform there",
+        )
+    _say(place, what_runs(recipe))
+    for note in start.notes:
+        _say(place, f"{stage.name}: {note}")
 
 
 def _opening(stage: StageConfig, data: StageData, start: Start, place: Place) -> str:

@@ -93,7 +93,7 @@ def test_a_stage_made_longer_on_its_way_keeps_its_steps_and_goes_on(whole, copy_
 
 
 def test_a_finished_stage_goes_on_for_longer_at_other_rates(whole, copy_of):
-    changes = {"tune__steps": 6, "tune__learning_rate": {"projector": 2e-3, "language": 4e-4}}
+    changes = {"tune__steps": 6, "tune__learning_rate": {"projector": 2e-3, "language": 2e-3}}
     longer = copy_of(killed=False, **changes, optimizer={"weight_decay": 0.1})
     with pytest.raises(CheckpointError) as caught:
         resume_recipe(longer)
