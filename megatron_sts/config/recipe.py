@@ -178,7 +178,7 @@ class SkipConfig(ConfigModel):
     """independent: one Bernoulli draw per layer, as in the paper; balanced: every group skips the same number."""
     skip_groups: int | tuple[int, ...] | None = None
     """Groups of neighbouring layers that `balanced` evens: a number or a list of sizes; None: the virtual pipeline
-    stages of the layout on which the run starts."""
+    stages of the layout on which the stage begins."""
     never_skip: tuple[int, ...] = ()
     """0-based numbers of layers that always run."""
     min_layers_run: int = Field(default=0, ge=0)

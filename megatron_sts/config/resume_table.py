@@ -69,7 +69,7 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
     ResumeRule(("model.vision", "model.tokenizer"), OnResume.ALLOWED, "the directories may have moved"),
     ResumeRule(("model.init",), OnResume.KEPT, "the weights are those of the checkpoint"),
     ResumeRule(
-        ("optimizer.kind"),
+        ("optimizer.kind",),
         OnResume.REFUSED,
         "the checkpoint holds the state of the other optimiser",
     ),

@@ -98,7 +98,7 @@ class RegroupedSelection:
 def balanced_peaks(groups: Sequence[Sequence[int]], peaks: Sequence[float]) -> list[list[float]]:
     """Highest probabilities by group under balanced selection: see BalancedSelection."""
     expected = sum(peaks[layer] for layers in groups for layer in layers) / len(groups)
-    found = []
+    found: list[list[float]] = []
     for layers in groups:
         if not layers:
             # Legal where nothing is skipped.

@@ -27,7 +27,7 @@ def with_length(
     field = f"stages.{stage.name}.data.train"
     if samples != kept[-1].samples and not is_accepted(field, accepted):
         raise CheckpointError(
-            f"{field}: found {samples:,} samples in {stage.data.train}, but the stage was begun with "
+            f"{field}: found {samples:,} samples to train on in {stage.data.train}, but the stage was begun with "
             f"{kept[-1].samples:,}; give it that data, or, to go on with the samples of the new data in an order of "
             f"their own, --accept {field}"
         )

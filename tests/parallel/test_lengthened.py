@@ -93,7 +93,7 @@ def test_a_stage_made_longer_on_its_way_keeps_its_steps_and_goes_on(whole, copy_
 
 
 def test_a_finished_stage_goes_on_for_longer_at_other_rates(whole, copy_of):
-    changes = {"tune__steps": 6, "tune__learning_rate": {"projector": 2e-3, "language": 2e-3}}
+    changes = {"tune__steps": 6, "tune__learning_rate": {"projector": 1e-3, "language": 1e-3}}
     longer = copy_of(killed=False, **changes, optimizer={"weight_decay": 0.1})
     with pytest.raises(CheckpointError) as caught:
         resume_recipe(longer)
@@ -102,7 +102,7 @@ def test_a_finished_stage_goes_on_for_longer_at_other_rates(whole, copy_of):
     run_ranks(1, train, longer, None, [LONGER, RATES, DECAY])
     after = _tune(_metrics(longer))
     assert after[:4] == _tune(_metrics(whole))
-    assert [line["learning_rate"] for line in after[4:]] == pytest.approx([2e-3 * _cosine(n, 6) for n in (5, 6)])
+    assert [line["learning_rate"] for line in after[4:]] == pytest.approx([1e-3 * _cosine(n, 6) for n in (5, 6)])
     assert not any(line["layers_skipped"] for line in after[4:]), "its fade was over"
     # The decay is new too: with that of before the last loss is another.
     losses = [line["loss"] for line in after]

@@ -72,6 +72,11 @@ def _with_a_long_record(root: Path) -> dict[str, Any]:
     return {"tune__data": {"train": str(root / "long.json")}}
 
 
+def _with_data_cut_off(root: Path) -> dict[str, Any]:
+    (root / "cut.json").write_bytes((root / "train.json").read_bytes()[:-40])
+    return {"tune__data": {"train": str(root / "cut.json")}}
+
+
 def _with_more_records(root: Path) -> dict[str, Any]:
     return {"tune__data": {"train": str(tiny_data(root / "more", records=30)), "images": str(root / "more" / "images")}}
 
@@ -85,7 +90,8 @@ OTHER_RECIPES: dict[str, tuple[Change, str]] = {
     "groups": (lambda root: {"tune__skip": {"alpha": 0.9, "skip_groups": (1, 3)}}, "every group skip 1.8 layers"),
     "figures": (lambda root: {"logging": {"wandb_project": "p"}}, "pip install wandb"),
     "number of samples": (_with_more_records, "begun with 24"),
-    "a record that is too long": (_with_a_long_record, "max_tokens"),
+    "a record that is too long": (_with_a_long_record, "found 23 samples to train on"),
+    "data that is cut off": (_with_data_cut_off, "cut.json"),
 }
 # What becomes of the newest checkpoint, and what the message says.
 HARM: dict[str, tuple[Callable[[Path], None], str]] = {

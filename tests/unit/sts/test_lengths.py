@@ -135,7 +135,7 @@ def test_other_samples_are_refused_unless_accepted():
     run = run_of(recipe_of().model_copy(update={"stages": (begun,)}), 20)
     stage = recipe_of(steps=None, epochs=1).stages[0]
     with pytest.raises(
-        CheckpointError, match=r"found 1,600 samples .* begun with 800; .*--accept stages.tune.data.train"
+        CheckpointError, match=r"found 1,600 samples to train on .* begun with 800; .*--accept stages.tune.data.train"
     ):
         with_length(stage, 1600, run)
     found = with_length(stage, 1600, run, ["stages.tune.data.train"])

@@ -83,7 +83,7 @@ def _check_plan(recipe: Recipe, layers: int) -> None:
             assert abs(counted[number] - expected[number]) < 1 + ROUNDING
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(skips())
 def test_a_skip_gives_a_plan_that_keeps_its_promises_or_an_error_that_names_the_field(drawn):
     layers, skip = drawn
