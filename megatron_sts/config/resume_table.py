@@ -95,6 +95,8 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
             "checkpoint.max_unfinished",
             "checkpoint.allow_older",
             "on_save_error",
+            "validation.every_steps",
+            "validation.samples",
             "logging.every_steps",
             "logging.tensorboard",
             "logging.wandb_project",
@@ -112,10 +114,10 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
     # ---------------------------------------------------------------------------------------------- the stage
     ResumeRule(_of_stage("name"), OnResume.REFUSED, "a stage is known by its name; under another one it is another"),
     ResumeRule(
-        _of_stage("data.train"),
+        _of_stage("data.train", "data.validation"),
         OnResume.ALLOWED,
-        "the file may have moved; where the number of samples differs, it has to be accepted (`--accept`), and the "
-        "order of the samples to come is that of the new data",
+        "the file may have moved; where the number of samples trained on differs, `--accept` has to name data.train, and "
+        "the order of the samples to come is that of the new data",
     ),
     ResumeRule(
         _of_stage("data.images", "data.samples", "data.text_tokens", "data.workers", "data.max_bad_records"),

@@ -1,12 +1,15 @@
 """The directory of a run as a start finds it, and what the start writes there once it is accepted."""
 
+import hashlib
 import os
+from pathlib import Path
 
-from megatron_sts.config import Recipe, checkpoint_root, resolved_yaml
+from megatron_sts.config import Recipe, StageConfig, checkpoint_root, resolved_yaml
 from megatron_sts.errors import ConfigError
 from megatron_sts.train.checkpoint_directory import remove_left_over
 
 RECIPE_FILE = "recipe.yaml"
+_INDEX_NAME_DIGITS = 12
 
 
 def check_output_directory(recipe: Recipe) -> None:
@@ -31,6 +34,17 @@ def open_output_directory(recipe: Recipe) -> None:
     except OSError as error:
         raise _refusal(recipe, f"{error.filename}: {error.strerror}") from error
     remove_left_over(recipe)
+
+
+def index_file(recipe: Recipe, stage: StageConfig) -> Path:
+    """Where the measured lengths of a stage's samples are kept.
+
+    Named by what is measured and how, so that a start with other data, if it is refused, leaves the run's index.
+    """
+    data = stage.data
+    measured = (data.train, data.images, data.template, data.system_prompt, recipe.model.tokenizer)
+    name = hashlib.sha256(repr(tuple(map(str, measured))).encode()).hexdigest()[:_INDEX_NAME_DIGITS]
+    return recipe.output_dir / "index" / f"{stage.name}-{name}.npz"
 
 
 def _refusal(recipe: Recipe, reason: str) -> ConfigError:

@@ -1,7 +1,6 @@
 """The data of one stage, and the plan and shape of each of its steps."""
 
 import copy
-import hashlib
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -42,10 +41,10 @@ from megatron_sts.parallel.sequence import Ranges, padded_length, round_up, samp
 from megatron_sts.parallel.together import from_all_ranks, rank_zero_works
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, step_flops, with_length
 from megatron_sts.train.held_out_data import is_held_out, validation_stage
+from megatron_sts.train.output_directory import index_file
 from megatron_sts.train.quarantine import Quarantine
 
 _CACHED_PIXELS_BYTES = 1 << 30
-_INDEX_NAME_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ class StageData:
     def _measure(self, progress: StartProgress = untold) -> PreparedSamples:
         stage = self._stage
         return prepare_samples(
-            self._index_file(),
+            index_file(self._recipe, stage),
             stage.data.train,
             self._template,
             self.tokenizer,
@@ -190,13 +189,6 @@ class StageData:
             partial(check_sample_count, stage),
             progress,
         )
-
-    def _index_file(self) -> Path:
-        """Named by what is measured and how, so that a start with other data, if refused, leaves the run's index."""
-        data = self._stage.data
-        measured = (data.train, data.images, data.template, data.system_prompt, self._recipe.model.tokenizer)
-        name = hashlib.sha256(repr(tuple(map(str, measured))).encode()).hexdigest()[:_INDEX_NAME_DIGITS]
-        return self._recipe.output_dir / "index" / f"{self._stage.name}-{name}.npz"
 
     def shape(self, plan: StepPlan) -> StepShape:
         """The shape of a step under a plan: the least legal length for the step's samples."""
