@@ -116,8 +116,8 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
     ResumeRule(
         _of_stage("data.train", "data.validation"),
         OnResume.ALLOWED,
-        "the file may have moved; where the number of samples trained on differs, `--accept` has to name data.train, and "
-        "the order of the samples to come is that of the new data",
+        "the file may have moved; where the number of samples trained on differs, `--accept` has to name it, and the "
+        "order of the samples to come is that of the new data",
     ),
     ResumeRule(
         _of_stage("data.images", "data.samples", "data.text_tokens", "data.workers", "data.max_bad_records"),
