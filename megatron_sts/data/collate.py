@@ -118,7 +118,7 @@ def collate(
         is_image = token_ids == image_token_id
         slots = np.where(is_image, visual_tokens, 1)
         total = int(slots.sum())
-        # Contract: the step's length comes from the sample index, which counts as we do here.
+        # Contract: the step's length, and where text is, come from the sample index, which counts as we do here.
         end = start + total
         assert end <= length, f"{end} positions do not fit the step's length {length}"
         tokens[row, start:end] = np.repeat(token_ids, slots)

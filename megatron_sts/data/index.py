@@ -83,7 +83,10 @@ class SampleIndex:
         return self.text_tokens.astype(np.int64) + self.images.astype(np.int64) * visual_tokens
 
     def text_ranges(self, visual_tokens: int) -> list[Ranges]:
-        """Of each sample the positions [start, end) of its text when an image takes `visual_tokens`."""
+        """Of each sample the positions [start, end) of its text when an image takes `visual_tokens`.
+
+        Contract: `data/collate.py` puts text there.
+        """
         ranges = []
         passed = 0
         for length, images in zip(self.lengths(visual_tokens).tolist(), self.images.tolist(), strict=True):

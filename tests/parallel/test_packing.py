@@ -15,6 +15,7 @@ from megatron_sts.parallel.groups import start_groups
 from megatron_sts.train.stage_data import StageData, StepShape
 from tests.parallel.observe import Observation, assert_same, observe_all
 from tests.parallel.test_layouts import SMOOTH, STS
+from tests.parallel.test_skipping_for_visual import VISUAL
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
@@ -36,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(root: Path, **changes: Any) -> Recipe:
-    return tiny_recipe(root, **(SMOOTH | STS | changes))
+    return tiny_recipe(root, **(SMOOTH | STS | {"tune__skip": [STS["tune__skip"], VISUAL]} | changes))
 
 
 @pytest.fixture(scope="module")

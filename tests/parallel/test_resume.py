@@ -33,6 +33,7 @@ KEPT = (
     "grad_norm",
     "learning_rate",
     "layers_skipped",
+    "layers_skipped_for_visual",
     "sequence_length",
     "visual_tokens_kept",
 )
