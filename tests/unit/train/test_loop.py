@@ -17,7 +17,8 @@ from tests.tiny import tiny_recipe
                 "tune__skip": {"tokens": "visual", "alpha": 0.75, "schedule": "constant"},
                 "tune__compress": {"keep_ratio": 0.25},
             },
-            "sparse: skips the MLP of visual tokens, at a rate of 0.75; keeps visual tokens by uniform, keep_ratio 0.25",
+            "sparse: skips the MLP of visual tokens, at a rate of 0.75; "
+            "keeps visual tokens by uniform, keep_ratio 0.25",
         ),
     ],
 )
