@@ -202,11 +202,11 @@ def test_the_readme_leads_from_weights_to_scores(
     steps = [json.loads(line) for line in (place / "runs/llava15_7b/sts/metrics.jsonl").read_text().splitlines()]
     done = [(step["stage"], step["step"]) for step in steps]
     assert done == [(name, number) for name in ("align", "tune") for number in (1, 2, 3)]
-    # 16 patches: a fourth is kept in alignment, all in tuning; layers are skipped in tuning alone.
+    # 16 patches: a fourth is kept in alignment, all in tuning; layers are skipped for them in tuning alone.
     assert {step["visual_tokens_kept"] / step["visual_tokens_total"] for step in steps[:3]} == {0.25}
     assert {step["visual_tokens_kept"] / step["visual_tokens_total"] for step in steps[3:]} == {1.0}
-    assert not any(step["layers_skipped"] for step in steps[:3])
-    assert any(step["layers_skipped"] for step in steps[3:])
+    assert not any(step["layers_skipped_for_visual"] for step in steps[:3])
+    assert any(step["layers_skipped_for_visual"] for step in steps[3:])
 
     card = (place / "exports" / "llava15_7b_sts" / "README.md").read_text()
     assert "compressed: strategy uniform, keep_ratio 0.25" in card
