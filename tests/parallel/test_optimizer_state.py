@@ -5,14 +5,10 @@ end one process reads all of them and compares every tensor with the first's.
 """
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 from megatron_sts.config import Recipe, checkpoint_path
@@ -21,6 +17,7 @@ from megatron_sts.sts import StagePlanner
 from megatron_sts.train.benchmark import Stepper
 from megatron_sts.train.checkpoint import load_checkpoint
 from megatron_sts.train.checkpoint_save import CheckpointSave
+from tests.parallel.saved_bytes import bytes_beside, bytes_read, bytes_to_write
 from tests.parallel.test_fused_optimizers import stand_ins
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE, tiny_recipe
@@ -48,35 +45,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@contextlib.contextmanager
-def _bytes_read(found: list[int]) -> Iterator[None]:
-    original = FileSystemReader.read_data
-
-    def read_data(reader: FileSystemReader, plan: Any, planner: Any) -> Any:
-        found[0] += sum(reader.storage_data[item.storage_index].length for item in plan.items)
-        return original(reader, plan, planner)
-
-    with mock.patch.object(FileSystemReader, "read_data", read_data):
-        yield
-
-
-def _held_beside(stepper: Stepper, state: dict[str, Any]) -> int:
-    """Bytes that a state to be saved holds and that are neither the model's nor its optimiser's own."""
-    parts = stepper.parts
-    live = [value for chunk in parts.chunks for value in (*chunk.parameters(), *chunk.buffers())]
-    for inner in parts.optimizer.inner.chained_optimizers:
-        for moments in inner.optimizer.state.values():
-            live += [value for value in moments.values() if isinstance(value, torch.Tensor)]
-        live += [value for group in inner.param_groups for value in group["params"]]
-    own = {value.untyped_storage().data_ptr() for value in live}
-    held = {
-        entry.data.untyped_storage().data_ptr(): entry.data.untyped_storage().nbytes()
-        for entry in nested_values(state)
-        if isinstance(getattr(entry, "data", None), torch.Tensor)
-    }
-    return sum(size for storage, size in held.items() if storage not in own)
-
-
 def _convert(recipe: Recipe, number: int, stand_in: bool) -> dict[str, Any]:
     """Load the checkpoint `number` - 1, or train two steps, and save as `number`."""
     with contextlib.ExitStack() as patches:
@@ -84,21 +52,21 @@ def _convert(recipe: Recipe, number: int, stand_in: bool) -> dict[str, Any]:
             patches.enter_context(library)
         stage = recipe.stage("tune")
         stepper = Stepper(recipe, stage, 4, start_groups(recipe.parallel, recipe.seed))
-        optimizer, read = stepper.parts.optimizer, [0]
+        optimizer, read = stepper.parts.optimizer, list[int]()
         if number == 0:
             planner = StagePlanner(recipe, stage, 4, 4)
             for step in range(2):
                 stepper.time(planner.plan(step))
         else:
-            with _bytes_read(read):
+            with bytes_read(read):
                 load_checkpoint(checkpoint_path(recipe, "tune", number - 1), stepper.parts.chunks, optimizer, 2)
         state = stepper.parts.state()
-        held = _held_beside(stepper, state)
+        held = bytes_beside(stepper.parts, state)
         save = CheckpointSave(recipe, "tune", number, state, copies=True)
-        written = sum(data.nbytes for data in save._part._data.values() if isinstance(data, torch.Tensor))
+        written = bytes_to_write(save)
         save.finish()
     counts = {group["step"] for group in optimizer.inner.param_groups if "step" in group}
-    return {"held": held, "written": written, "read": read[0], "updates": {optimizer.updates} | counts}
+    return {"held": held, "written": written, "read": sum(read), "updates": {optimizer.updates} | counts}
 
 
 def _convert_all(recipes: list[Recipe]) -> list[dict[str, Any]]:
