@@ -1,6 +1,7 @@
 """Counts the bytes that a rank holds, writes and reads for a checkpoint."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -30,8 +31,9 @@ def bytes_beside(parts: StageParts, state: dict[str, Any]) -> int:
 
 
 def bytes_to_write(save: CheckpointSave) -> int:
-    """Bytes of the tensors that this rank writes; right after the save was made."""
-    return sum(data.nbytes for data in save._part._data.values() if isinstance(data, torch.Tensor))
+    """Bytes of the tensors that this rank writes, by its plan: its thread lets go of them as soon as they are written."""
+    of_tensors = [item.tensor_data for item in save._part._plan.items if item.tensor_data is not None]
+    return sum(math.prod(data.chunk.sizes) * data.properties.dtype.itemsize for data in of_tensors)
 
 
 @contextlib.contextmanager
