@@ -31,7 +31,7 @@ def bytes_beside(parts: StageParts, state: dict[str, Any]) -> int:
 
 
 def bytes_to_write(save: CheckpointSave) -> int:
-    """Bytes of the tensors that this rank writes, by its plan: its thread lets go of them as soon as they are written."""
+    """Bytes of the tensors that this rank writes, by its plan: its thread lets go of what it has written."""
     of_tensors = [item.tensor_data for item in save._part._plan.items if item.tensor_data is not None]
     return sum(math.prod(data.chunk.sizes) * data.properties.dtype.itemsize for data in of_tensors)
 
