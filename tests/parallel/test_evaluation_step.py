@@ -47,7 +47,7 @@ def _measured(recipe: Recipe, measures: bool) -> dict[str, Any]:
     """Losses of the samples under two plans, between two training steps; and those steps' losses."""
     place, stage = start_groups(recipe.parallel, recipe.seed), recipe.stage("tune")
     data = StageData(recipe, stage)
-    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0, resumes=False), place)
+    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
     micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     found: dict[str, Any] = {"training": []}
     full = full_plan(recipe.architecture.visual_tokens)

@@ -57,7 +57,7 @@ def _by_hand(recipe: Recipe) -> tuple[float, dict[str, np.ndarray], int, float]:
     place = start_groups(recipe.parallel, recipe.seed)
     stage = recipe.stage("tune")
     data = StageData(recipe, stage)
-    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0, resumes=False), place)
+    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
     (model,) = parts.chunks
     batches = next(data.batches(place, 0))
     assert batches is not None
@@ -82,7 +82,7 @@ def _by_step(recipe: Recipe) -> tuple[float, dict[str, np.ndarray], int]:
     place = start_groups(recipe.parallel, recipe.seed)
     stage = recipe.stage("tune")
     data = StageData(recipe, stage)
-    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0, resumes=False), place)
+    parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
     plan = data.planner.plan(0)
     shape = data.shape(plan)
     batches = next(data.batches(place, 0))
