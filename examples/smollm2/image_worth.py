@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+BATCH = 20
+
 
 def image_worth(export: Path, rows: Sequence[dict[str, Any]], images: Path) -> dict[str, float]:
     """Loss of the answers with the image, without it, and with the image of another question, in nats an answer token.
@@ -19,16 +21,18 @@ def image_worth(export: Path, rows: Sequence[dict[str, Any]], images: Path) -> d
     prompt that training never showed: even the loss of a model of random weights changes by 0.4 then.
     """
     processor = AutoProcessor.from_pretrained(export, backend="pil", local_files_only=True, trust_remote_code=False)
+    processor.tokenizer.padding_side = "left"
     model = AutoModelForImageTextToText.from_pretrained(export, local_files_only=True, trust_remote_code=False).eval()
-    own: list[float] = []
-    without: list[float] = []
-    other: list[float] = []
-    with torch.inference_mode():
-        for number, row in enumerate(rows):
-            # Half of the questions away, so that it is not the same image with another question.
-            stranger = rows[(number + len(rows) // 2) % len(rows)]
-            for losses, image in ((own, row["image"]), (without, None), (other, stranger["image"])):
-                losses.append(_loss(model, processor, row["text"], row["answer"], _open(images, image)))
+    # Half of the questions away, so that it is not the same image with another question.
+    strangers = [rows[(number + len(rows) // 2) % len(rows)]["image"] for number in range(len(rows))]
+    own, other, without = (
+        _losses(model, processor, rows, shown)
+        for shown in (
+            [_open(images / row["image"]) for row in rows],
+            [_open(images / image) for image in strangers],
+            None,
+        )
+    )
     difference = [wrong - right for right, wrong in zip(own, other, strict=True)]
     return {
         "loss": statistics.mean(own),
@@ -39,26 +43,42 @@ def image_worth(export: Path, rows: Sequence[dict[str, Any]], images: Path) -> d
     }
 
 
-def _open(images: Path, image: str | None) -> Image.Image | None:
-    if image is None:
-        return None
-    with Image.open(images / image) as opened:
+def _open(file: Path) -> Image.Image:
+    with Image.open(file) as opened:
         return opened.convert("RGB")
 
 
-def _loss(model: Any, processor: Any, question: str, answer: str, image: Image.Image | None) -> float:
-    """Mean loss of the answer's tokens, its end included."""
-    content = [{"type": "image"}] if image is not None else []
-    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    inputs = dict(processor(text=prompt, images=image, return_tensors="pt"))
-    end = model.generation_config.eos_token_id
-    end = end if isinstance(end, int) else end[-1]
-    tokens = [*processor.tokenizer(answer, add_special_tokens=False).input_ids, end]
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([tokens])], dim=1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    logits = model(**inputs).logits[0, -len(tokens) - 1 : -1]
-    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(tokens)))
+@torch.inference_mode()
+def _losses(
+    model: Any, processor: Any, rows: Sequence[dict[str, Any]], shown: Sequence[Image.Image] | None
+) -> list[float]:
+    """Of each question the mean loss of its answer's tokens, the end included. shown: an image for each, or none."""
+    ends = model.generation_config.eos_token_id
+    end = ends if isinstance(ends, int) else ends[-1]
+    content = [] if shown is None else [{"type": "image"}]
+    losses = []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        prompts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": [*content, {"type": "text", "text": row["text"]}]}],
+                add_generation_prompt=True,
+            )
+            for row in part
+        ]
+        images = None if shown is None else list(shown[start : start + BATCH])
+        inputs = dict(processor(text=prompts, images=images, padding=True, return_tensors="pt"))
+        answers = [[*processor.tokenizer(row["answer"], add_special_tokens=False).input_ids, end] for row in part]
+        # Prompts are padded on the left, answers on the right, where nothing before looks at them.
+        longest = max(map(len, answers))
+        padded = torch.tensor([[*answer, *[end] * (longest - len(answer))] for answer in answers])
+        tokens = inputs["input_ids"] = torch.cat([inputs["input_ids"], padded], dim=1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(padded)], dim=1)
+        logits = model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]
+        for answer, found, expected in zip(answers, logits, tokens[:, -longest:], strict=True):
+            count = len(answer)
+            losses.append(float(torch.nn.functional.cross_entropy(found[:count], expected[:count])))
+    return losses
 
 
 def read_questions(file: Path) -> list[dict[str, Any]]:

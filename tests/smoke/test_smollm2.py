@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.unit.examples.pretrained_files import write_gguf, write_onnx
+from tests.unit.examples.test_smollm2_weights import example
 
 RUN = Path(__file__).resolve().parents[2] / "examples" / "smollm2" / "run.py"
 ARCHITECTURE = {
@@ -59,3 +61,8 @@ def test_the_example_runs_from_its_files_to_its_table_and_is_not_done_twice(tmp_
         assert 0 <= arm["accuracy"] <= 1 and arm["image"]["loss"] > 0
         assert (tmp_path / "runs" / "smollm2" / "dense" / "export" / "config.json").is_file()
     assert "what the image is worth" in done.stdout
+    # The losses were measured in padded batches.
+    worth, data = example("image_worth"), tmp_path / "runs" / "smollm2" / "data"
+    worth.BATCH = 1
+    rows = worth.read_questions(data / "test_questions.jsonl")
+    assert worth.image_worth(data.parent / "dense" / "export", rows, data) == pytest.approx(dense["image"], abs=1e-4)
