@@ -33,7 +33,7 @@ def _keeping(ratio: float) -> Change:
 
 def _skipping(alpha: float, epsilon: float, **changes: object) -> Change:
     skip = SkipConfig(alpha=alpha, epsilon=epsilon, **changes)
-    return lambda stage: stage.model_copy(update={"skip": skip})
+    return lambda stage: stage.model_copy(update={"skip": (skip,)})
 
 
 def _both(first: Change, second: Change) -> Change:
