@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
 
@@ -17,3 +18,8 @@ torch.set_num_threads(1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-faults", action="store_true", help="meet every fault, not the share the suite has time for")
     parser.addoption("--fault-table", metavar="FILE.md", help="write the table of the faults that were met")
+
+
+# On a busy machine an example may take any time.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")

@@ -158,6 +158,21 @@ class EarlierGroups(ConfigModel):
         return tuple(values) if isinstance(values, list) else values
 
 
+class MeasuredRises(ConfigModel):
+    """What each layer was measured to be worth, from a step of the stage on."""
+
+    step: int = Field(ge=0)
+    """0-based step before which it was measured."""
+    rises: tuple[float, ...]
+    """By layer: how much the loss rises without it, in nats a supervised token."""
+
+    @field_validator("rises", mode="before")
+    @classmethod
+    def _list_as_tuple(cls, values: Any) -> Any:
+        """Behind the validator of SkipConfig a list is no longer JSON, and strict pydantic would refuse it."""
+        return tuple(values) if isinstance(values, list) else values
+
+
 class SkipConfig(ConfigModel):
     """The Layer Dynamic Skipper (arXiv 2509.18150).
 
@@ -168,8 +183,17 @@ class SkipConfig(ConfigModel):
     """all: a skipped layer is the identity; visual: it leaves out its MLP for the visual tokens, and runs otherwise."""
     alpha: float
     """Mean skip probability at its highest: at the start with sts, throughout with constant, at the end with pld."""
+    by: Literal["depth", "redundancy"] = "depth"
+    """What the rate of a layer follows: its depth (epsilon), or how little the loss rises without it."""
     epsilon: float = 0.0
-    """Tilt over the depth: above 0 deep layers are skipped more."""
+    """Tilt over the depth, with by: depth: above 0 deep layers are skipped more."""
+    rises: Path | tuple[MeasuredRises, ...] | None = None
+    """With by: redundancy, what each layer is worth: the json of tools/probe.py, or one number for each layer; None:
+    measured when the stage starts. A checkpoint has what was measured, with the step."""
+    protect_above: float = Field(default=0.5, gt=0)
+    """With by: redundancy, layers without which the loss rises by more are never skipped; nats a supervised token."""
+    measure_every: int | None = Field(default=None, ge=1)
+    """Steps after which the rises are measured again, with by: redundancy; None: they hold for the whole stage."""
     progress: Literal["step", "epoch"] = "step"
     """What e counts: steps, or whole epochs (with one epoch the rate then stays alpha)."""
     schedule: Literal["sts", "constant", "pld"] = "sts"
@@ -203,6 +227,18 @@ class SkipConfig(ConfigModel):
     def _list_as_tuple(cls, values: Any) -> Any:
         """Behind the validator of StageConfig a list is no longer JSON, and strict pydantic would refuse it."""
         return tuple(values) if isinstance(values, list) else values
+
+    @field_validator("rises", mode="before")
+    @classmethod
+    def _numbers_as_measurement(cls, values: Any) -> Any:
+        """Bare numbers hold from the first step on."""
+        if isinstance(values, str):
+            return Path(values)
+        if not isinstance(values, list | tuple):
+            return values
+        if values and all(isinstance(value, int | float) for value in values):
+            values = [{"step": 0, "rises": [float(value) for value in values]}]
+        return tuple(values)
 
 
 class KeepScheduleConfig(ConfigModel):
@@ -376,6 +412,11 @@ class Recipe(ConfigModel):
                 return stage
         names = [stage.name for stage in self.stages]
         raise ConfigError(f"the recipe has no stage '{name}'{suggestion(name, names)} its stages: {', '.join(names)}")
+
+    def with_stage(self, stage: StageConfig) -> "Recipe":
+        """The recipe with this stage in the place of the one of its name."""
+        stages = tuple(stage if one.name == stage.name else one for one in self.stages)
+        return self.model_copy(update={"stages": stages})
 
     def resolved(self) -> dict[str, Any]:
         """Plain values under their YAML names, every default filled in and the architecture inline."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 from megatron_sts.config.recipe import Recipe, SkipConfig, StageConfig
 
@@ -66,7 +67,36 @@ def _skip_problems(field: str, skip: SkipConfig, layers: int) -> Iterator[str]:
             f"{field}.parameters is '{skip.parameters}' with tokens: visual, where every weight of a layer trains on "
             "the text; remove parameters"
         )
+    yield from _redundancy_problems(field, skip, layers)
     yield from _group_problems(field, skip, layers)
+
+
+def _redundancy_problems(field: str, skip: SkipConfig, layers: int) -> Iterator[str]:
+    if skip.by == "depth":
+        given = [name for name in ("rises", "measure_every") if getattr(skip, name) is not None]
+        if given:
+            yield f"{field}.{given[0]} is given with by: depth, which measures nothing; remove it or set by: redundancy"
+        return
+    if skip.epsilon:
+        yield (
+            f"{field}.epsilon is {skip.epsilon:g} with by: redundancy, where the rises of the layers take the place of "
+            "their depth; remove epsilon, or set by: depth"
+        )
+    if skip.schedule == "pld":
+        yield f"{field}.schedule is pld with by: redundancy, but its rate is one of depth; choose sts or constant"
+    if isinstance(skip.rises, Path) and skip.measure_every is not None:
+        yield (
+            f"{field}.rises is {skip.rises} with measure_every {skip.measure_every}; remove rises to measure when the "
+            "stage starts and again, or measure_every to go by the file"
+        )
+    for measured in skip.rises if isinstance(skip.rises, tuple) else ():
+        if len(measured.rises) != layers:
+            yield (
+                f"{field}.rises has {len(measured.rises)} numbers, but the language model has {layers} layers; give "
+                "one for each"
+            )
+        if not all(map(math.isfinite, measured.rises)):
+            yield f"{field}.rises has numbers that are not finite; measure again with tools/probe.py"
 
 
 def _group_problems(field: str, skip: SkipConfig, layers: int) -> Iterator[str]:

@@ -56,6 +56,10 @@ class StepSampler:
             position += taken
         return samples
 
+    def last_of_first_epoch(self, count: int) -> list[int]:
+        """At most `count` samples that the first epoch takes last, in its order."""
+        return [int(sample) for sample in self._permutation(0)[-count:]]
+
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:
             # Only the current and the next epoch are ever needed together.

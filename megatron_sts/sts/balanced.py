@@ -7,6 +7,10 @@ as long as its skip probability, and a layer is skipped where a whole number fal
 expected counts so far plus one start drawn from [0, 1). All groups share C, hence the count; a layer no longer than
 1 is met at most once; the cumulative count is within 1 of its expectation at every step; and over the start and the
 orders a layer's probability is exactly its length.
+
+In one run the start is one: where a step skips a whole number of layers of a group, it leans towards an equal share for
+each of them. Where layers' lengths differ much, as by redundancy, every group therefore draws a fresh start for each
+step, among those that give the same count.
 """
 
 from collections.abc import Sequence
@@ -36,8 +40,11 @@ class BalancedSelection:
         peaks: Sequence[float],
         factors: Sequence[float],
         most_skipped: int,
+        fresh_starts: bool = False,
     ):
+        """fresh_starts: see the top of this file."""
         self._seed, self._stage = seed, stage
+        self._fresh_starts = fresh_starts
         self._groups = groups
         self._layers = len(peaks)
         self._peaks = balanced_peaks(groups, peaks)
@@ -68,12 +75,13 @@ class BalancedSelection:
         for number, (layers, peaks) in enumerate(zip(self._groups, self._peaks, strict=True)):
             lengths = _whole_lengths([self._shares[step] * peak for peak in peaks], end - start)
             draws = stream(self._seed, self._stage, step, "order", number)
-            position = start
-            for _, layer, length in sorted((draws.random(), *pair) for pair in zip(layers, lengths, strict=True)):
+            order = sorted((draws.random(), *pair) for pair in zip(layers, lengths, strict=True))
+            first = position = _fresh_start(start, end, draws.random()) if self._fresh_starts else start
+            for _, layer, length in order:
                 if position // _UNIT != (position + length) // _UNIT:
                     skipped.add(layer)
                 position += length
-            assert position == end
+            assert position - first == end - start
         return frozenset(skipped)
 
 
@@ -107,6 +115,13 @@ def balanced_peaks(groups: Sequence[Sequence[int]], peaks: Sequence[float]) -> l
         mean = sum(peaks[layer] for layer in layers) / len(layers)
         found.append([expected / len(layers) + peaks[layer] - mean for layer in layers])
     return found
+
+
+def _fresh_start(start: int, end: int, draw: float) -> int:
+    """Another start, uniform among those from which as long a stretch meets as many whole numbers; draw: in [0, 1)."""
+    count, (whole, rest) = end // _UNIT - start // _UNIT, divmod(end - start, _UNIT)
+    low, high = (_UNIT - rest, _UNIT) if count > whole else (0, _UNIT - rest)
+    return low + int(draw * (high - low))
 
 
 def _whole_lengths(lengths: list[float], total: int) -> list[int]:

@@ -4,12 +4,14 @@ Of all that a plan follows from, only groups that the recipe leaves open depend 
 once, when a run starts, and stay in its checkpoints, so that a resume on another layout keeps the plan.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from megatron_sts.config import EarlierGroups, Recipe, SkipConfig, StageConfig, report
 from megatron_sts.errors import ConfigError
 from megatron_sts.sts.balanced import balanced_peaks
+from megatron_sts.sts.redundancy import alpha_problems, redundancy_probabilities
+from megatron_sts.sts.rises import measurements, settled_rises
 from megatron_sts.sts.schedule import peak_probabilities
 
 # Rounding of sums of a few probabilities.
@@ -24,16 +26,36 @@ def group_sizes(recipe: Recipe, skip: SkipConfig) -> tuple[int, ...]:
     return (layers // groups,) * groups if isinstance(groups, int) else groups
 
 
-def skippable_layers(recipe: Recipe, skip: SkipConfig, step: int | None = None) -> list[list[int]]:
-    """Of each group the layers that may be skipped: of the groups of a 0-based step, of the newest where it is None."""
+def layers_of_groups(recipe: Recipe, skip: SkipConfig, step: int | None = None) -> list[range]:
+    """The layers of each group, of a 0-based step, or of the newest groups where it is None.
+
+    Independent draws have no groups: all layers are one.
+    """
+    if skip.selection == "independent":
+        return [range(recipe.architecture.language.layers)]
     sizes = group_sizes(recipe, skip)
     if step is not None:
         sizes = next((earlier.sizes for earlier in skip.earlier_groups if step < earlier.before_step), sizes)
     ends = list(accumulate(sizes))
-    return [
-        [layer for layer in range(start, end) if layer not in skip.never_skip]
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
+    return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def skippable_layers(recipe: Recipe, skip: SkipConfig, step: int | None = None) -> list[list[int]]:
+    """Of each group the layers that may be skipped: of the groups of a 0-based step, of the newest where it is None."""
+    groups = layers_of_groups(recipe, skip, step)
+    return [[layer for layer in group if layer not in skip.never_skip] for group in groups]
+
+
+def stage_peaks(recipe: Recipe, skip: SkipConfig, rises: Sequence[float], step: int | None = None) -> tuple[float, ...]:
+    """The highest skip probability of each layer, those of never_skip 0: by depth, or by the layers' rises.
+
+    step: as for `layers_of_groups`. Raises ConfigError where alpha and epsilon, or alpha and the rises, do not give
+    probabilities.
+    """
+    if skip.by == "redundancy":
+        return redundancy_probabilities(rises, skip, layers_of_groups(recipe, skip, step))
+    peaks = peak_probabilities(recipe.architecture.language.layers, skip)
+    return tuple(0.0 if layer in skip.never_skip else peak for layer, peak in enumerate(peaks))
 
 
 def resolve_skip_groups(
@@ -42,7 +64,7 @@ def resolve_skip_groups(
     trained: Collection[str] | None = None,
     regrouped: Mapping[str, int] | None = None,
 ) -> Recipe:
-    """The recipe with the groups of every balanced stage written out as sizes, for good.
+    """The recipe with the groups of every balanced stage written out as sizes, and rises as numbers, for good.
 
     `earlier`: the resolved recipe of the run that is gone on with, whose groups are kept where this one leaves them
     open. `trained`: names of the stages that are trained on this layout, all where None; the others keep what they
@@ -56,6 +78,11 @@ def resolve_skip_groups(
             field = stage.skip_field(skip)
             kept = _kept(recipe, stage, skip, earlier)
             skips.append(_with_groups(recipe, skip, kept, is_trained, (regrouped or {}).get(field)))
+            try:
+                skips[-1] = settled_rises(recipe, stage, skips[-1], earlier, is_trained)
+            except ConfigError as error:
+                problems.append(f"{field}.{error}")
+                continue
             if is_trained:
                 is_kept = skip.skip_groups is None and kept is not None
                 problems += [
@@ -117,6 +144,9 @@ def _problems(recipe: Recipe, skip: SkipConfig, kept_field: str | None) -> Itera
     kept_field: the field of the skip whose groups are the checkpoint's; None where they are the recipe's or layout's.
     """
     layers = recipe.architecture.language.layers
+    if skip.by == "redundancy":
+        yield from _redundancy_problems(recipe, skip, kept_field)
+        return
     try:
         peaks = peak_probabilities(layers, skip)
     except ConfigError:
@@ -132,6 +162,15 @@ def _problems(recipe: Recipe, skip: SkipConfig, kept_field: str | None) -> Itera
         return
     yield from _straddling(recipe, skip, kept_field)
     yield from _overfull(skip, skippable_layers(recipe, skip), peaks, most)
+
+
+def _redundancy_problems(recipe: Recipe, skip: SkipConfig, kept_field: str | None) -> Iterator[str]:
+    layers, groups = recipe.architecture.language.layers, layers_of_groups(recipe, skip)
+    if skip.selection == "balanced":
+        yield from _straddling(recipe, skip, kept_field)
+        yield from _too_few_skipped(skip, len(groups), layers - skip.min_layers_run)
+    for measured in measurements(skip, layers):
+        yield from alpha_problems(measured.rises, skip, groups)
 
 
 def _straddling(recipe: Recipe, skip: SkipConfig, kept_field: str | None) -> Iterator[str]:
@@ -177,9 +216,13 @@ def _overfull(skip: SkipConfig, groups: list[list[int]], peaks: tuple[float, ...
             f"epsilon {skip.epsilon:g} with groups of {sizes} layers that may be skipped gives a layer the skip "
             f"probability {worst:.4g}; lower epsilon or alpha, or make the groups more even"
         )
-    if most < len(groups):
+    yield from _too_few_skipped(skip, len(groups), most)
+
+
+def _too_few_skipped(skip: SkipConfig, groups: int, most: int) -> Iterator[str]:
+    if most < groups:
         yield (
             f"min_layers_run is {skip.min_layers_run}, which leaves {most} layers to skip, fewer than the "
-            f"{len(groups)} groups that skip the same number each; lower it to at most "
-            f"{skip.min_layers_run + most - len(groups)}, or choose fewer skip_groups"
+            f"{groups} groups that skip the same number each; lower it to at most "
+            f"{skip.min_layers_run + most - groups}, or choose fewer skip_groups"
         )

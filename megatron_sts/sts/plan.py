@@ -4,7 +4,7 @@ Contract: every rank computes the plan by itself and nobody sends it, so it may 
 recipe, the stage and the step: not on the rank, the layout or what was drawn before.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,10 +12,11 @@ from megatron_sts.config import Recipe, SkipConfig, SkippedTokens, StageConfig
 from megatron_sts.sts.balanced import BalancedSelection, RegroupedSelection
 from megatron_sts.sts.compression import Draws, kept_tokens, most_kept_tokens, scored_tokens
 from megatron_sts.sts.full_steps import is_full_step
-from megatron_sts.sts.groups import skippable_layers
+from megatron_sts.sts.groups import skippable_layers, stage_peaks
 from megatron_sts.sts.independent import IndependentSelection
 from megatron_sts.sts.lengths import Span, progress, spans
-from megatron_sts.sts.schedule import decay, peak_probabilities, ramp, uniform_indices
+from megatron_sts.sts.rises import measurements
+from megatron_sts.sts.schedule import decay, ramp, uniform_indices
 from megatron_sts.sts.streams import stream
 
 
@@ -88,25 +89,34 @@ class StagePlanner:
         self._lengths = spans(stage) or (Span(0, total_steps, steps_per_epoch),)
         self._seed = recipe.seed
         self._total_visual_tokens = recipe.architecture.visual_tokens
-        self._selections = {skip.tokens: self._layer_selection(skip) for skip in stage.skip}
+        self._selections = {skip.tokens: self._layer_selections(skip) for skip in stage.skip}
 
-    def _layer_selection(self, skip: SkipConfig) -> LayerSelection:
+    def _layer_selections(self, skip: SkipConfig) -> list[tuple[int, LayerSelection]]:
+        """Selections, each with the step from which it holds: one, or with measured rises one for each measurement."""
+        if skip.by == "depth":
+            return [(0, self._layer_selection(skip, ()))]
+        return [(one.step, self._layer_selection(skip, one.rises)) for one in measurements(skip, self._layers)]
+
+    def _selection(self, step: int, tokens: SkippedTokens) -> LayerSelection | None:
+        found = [selection for start, selection in self._selections.get(tokens, ()) if start <= step]
+        return found[-1] if found else None
+
+    def _layer_selection(self, skip: SkipConfig, rises: Sequence[float]) -> LayerSelection:
         # The layers skipped for all tokens are drawn as they always were.
         name = self.stage.name if skip.tokens == "all" else f"{self.stage.name}/{skip.tokens}"
         most_skipped = self._layers - skip.min_layers_run
-        peaks = [
-            0.0 if layer in skip.never_skip else peak
-            for layer, peak in enumerate(peak_probabilities(self._layers, skip))
-        ]
         if skip.selection == "balanced":
             factors = [self._factor(step, skip) for step in range(self._total_steps)]
             ends = [*(earlier.before_step for earlier in skip.earlier_groups), self._total_steps]
-            selections = []
+            fresh, selections = skip.by == "redundancy", []
             for end in ends:
                 groups = skippable_layers(self._recipe, skip, end - 1)
+                peaks = stage_peaks(self._recipe, skip, rises, end - 1)
                 most = most_skipped // len(groups)
-                selections.append(BalancedSelection(self._seed, name, groups, peaks, factors, most))
+                selections.append(BalancedSelection(self._seed, name, groups, peaks, factors, most, fresh))
             return selections[0] if len(selections) == 1 else RegroupedSelection(ends, selections)
+
+        peaks = stage_peaks(self._recipe, skip, rises)
 
         def probabilities(step: int) -> tuple[float, ...]:
             factor = self._factor(step, skip)
@@ -145,11 +155,11 @@ class StagePlanner:
 
         For visual tokens it is that of the draw, before a layer that is skipped for all tokens hands its turn on.
         """
-        selection = self._selections.get(tokens)
+        selection = self._selection(step, tokens)
         return (0.0,) * self._layers if selection is None else selection.probabilities(step)
 
     def _skipped(self, step: int, tokens: SkippedTokens) -> frozenset[int]:
-        selection = self._selections.get(tokens)
+        selection = self._selection(step, tokens)
         return frozenset() if selection is None else selection.skipped(step)
 
     def plan(self, step: int) -> StepPlan:
@@ -176,9 +186,11 @@ class StagePlanner:
         assert config is not None
         if config.selection != "balanced":
             return given
+        # Layers that are never skipped, as those protected by their rises, take no turn.
+        probabilities = self.skip_probabilities(step, "visual")
         for number, group in enumerate(skippable_layers(self._recipe, config, step)):
             draws = stream(self._seed, self.stage.name, step, "turns handed on", number)
-            free = [layer for layer in group if layer not in skipped and layer not in visual]
+            free = [layer for layer in group if layer not in skipped | visual and probabilities[layer] > 0]
             order = sorted((draws.random(), layer) for layer in free)
             given |= {layer for _, layer in order[: len(skipped & visual & set(group))]}
         return given

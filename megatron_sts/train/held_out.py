@@ -50,7 +50,7 @@ class HeldOutSamples:
     ):
         """items: reads the samples in place of the data's own reading."""
         assert len(indices) > 0 and micro >= 1
-        self.indices, self.micro = list(indices), micro
+        self.data, self.indices, self.micro = data, list(indices), micro
         self.index = data.index.of(self.indices)
         self._recipe, self._place = recipe, place
         self._reads = place.first_stage or place.last_stage
@@ -88,10 +88,10 @@ class HeldOutSamples:
         return self.indices[first if place is None else place]
 
     def lengths(self, forward: ForwardPass, plan: StepPlan) -> list[list[int]]:
-        """Positions of each sample of this data-parallel rank's micro-batches, fillings too."""
+        """Positions of each sample of this data-parallel rank's micro-batches; a filling has none."""
         whole = self.index.lengths(plan.visual_tokens)
         return [
-            [int(whole[forward.places[0][0] if place is None else place]) for place in micro_batch]
+            [0 if place is None else int(whole[place]) for place in micro_batch]
             for micro_batch in forward.own(self._place)
         ]
 
@@ -131,3 +131,23 @@ class HeldOutSamples:
             ]
             for places, items in zip(own, read, strict=False)
         ]
+
+
+def held_out_samples(recipe: Recipe, data: StageData, place: Place, count: int) -> HeldOutSamples:
+    """`count` samples to measure a stage's model on, as many as there are where there are fewer.
+
+    Of the stage's validation data; where it has none, of the samples that its first epoch takes last, which training
+    has not seen until then. Of twice as many, those with the most supervised tokens for their length: they say most
+    for what they cost.
+    """
+    source = data.validation or data
+    if data.validation is None:
+        taken = np.array(data.sampler.last_of_first_epoch(2 * count))
+    else:
+        total = len(source.samples)
+        some = min(2 * count, total)
+        taken = np.arange(some) * total // some
+    index = source.index.of(taken)
+    density = index.supervised / index.lengths(recipe.architecture.visual_tokens)
+    densest = np.sort(np.argsort(-density, kind="stable")[:count])
+    return HeldOutSamples(recipe, source, place, taken[densest].tolist(), data.micro)

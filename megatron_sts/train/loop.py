@@ -20,6 +20,7 @@ from megatron_sts.train.checkpoint import load_checkpoint, sharded_state
 from megatron_sts.train.evaluation_step import EvaluationStep
 from megatron_sts.train.figures import StepFigures
 from megatron_sts.train.fp8_start import needs_registration, register_layers
+from megatron_sts.train.layer_rises import LayerRises
 from megatron_sts.train.loss_guard import check_loss_rise
 from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.output_directory import open_output_directory
@@ -98,11 +99,19 @@ def train_stage(
     ):
         validation = Validation(recipe, stage, data, evaluation, place)
         bad_steps = BadSteps(recipe, stage.name, place)
+        rises = LayerRises(recipe, data, evaluation, place, progress.say, running.watchdog.reached)
         # What is there by now stays as long as the stage: no collection walks through it, and makes others wait for it.
         gc.freeze()
         began = time.perf_counter()
         loaded = data.batches(place, start.step)
         for step in range(start.step, data.total_steps):
+            measured = rises.measured(stage, step)
+            if measured is not stage:
+                stage, recipe = measured, recipe.with_stage(measured)
+                data = data.with_skip(stage.skip)
+                saver.take_up(recipe)
+            if step == 0:
+                check_loss_rise(recipe, stage, data, evaluation, place, progress.say)
             running.watchdog.reached(f"{stage.name} step {step + 1}")
             asked = time.perf_counter()
             batches = next(loaded)

@@ -98,7 +98,7 @@ def _within(
         limit = skip.max_loss_rise
         plans = list(first_sparse_plans(changed))
         if all(evaluation.losses(plan, samples).mean - dense <= limit for plan in plans):
-            values = skip.model_dump(mode="json", exclude_defaults=True, exclude={"skip_groups"})
+            values = skip.model_dump(mode="json", exclude_defaults=True, exclude={"skip_groups", "rises"})
             text = ", ".join(f"{name}: {value}" for name, value in values.items())
             return f"skip: {{{text}}}"
     return None
@@ -106,6 +106,8 @@ def _within(
 
 def _milder(stage: StageConfig) -> Iterator[SkipConfig]:
     first, plain = stage.skip[0], {"epsilon": 0.0, "schedule": "constant", "parameters": "frozen"}
+    # What the layers are worth for all tokens says nothing of their MLP for visual ones.
+    plain |= {"by": "depth", "rises": None, "measure_every": None}
     if stage.data.has_images:
         for alpha in (0.75, 0.5, 0.25):
             yield first.model_copy(update={"tokens": "visual", "alpha": alpha, **plain})

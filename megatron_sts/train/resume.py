@@ -57,6 +57,20 @@ def find_start(recipe: Recipe, stage_number: int, accepted: Collection[str] = ()
     return Start(ended, 0, notes=notes)
 
 
+def origin_of(recipe: Recipe, stage_number: int) -> Path | None:
+    """The checkpoint that a stage begins from, whether or not it has begun; None: fresh weights. All ranks together."""
+    if stage_number == 0:
+        return recipe.model.init
+    previous = recipe.stages[stage_number - 1]
+    ended, _ = newest_whole(recipe, previous.name)
+    if ended is None:
+        raise CheckpointError(
+            f"stage {recipe.stages[stage_number].name} begins where {previous.name} ends, but {recipe.output_dir} has "
+            f"no checkpoint of {previous.name}; train it first, or give --checkpoint"
+        )
+    return ended
+
+
 def newest_whole(recipe: Recipe, stage: str) -> tuple[Path | None, tuple[str, ...]]:
     """The newest checkpoint of a stage that is as its manifest says, and a note for each that was passed over.
 

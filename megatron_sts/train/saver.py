@@ -48,6 +48,10 @@ class Saver:
         for save in self._unfinished:
             save.wait_alone(_SECONDS_TO_END)
 
+    def take_up(self, recipe: Recipe) -> None:
+        """The checkpoints to come say that they were made under this recipe: what was measured for it is new."""
+        self._recipe = recipe
+
     def is_at_work(self) -> bool:
         """Whether this rank is not ready to `advance` the oldest unfinished checkpoint."""
         return bool(self._unfinished) and self._unfinished[0].is_at_work

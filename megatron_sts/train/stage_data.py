@@ -119,6 +119,11 @@ class StageData:
         part.samples, part.index = self._part(is_in_it)
         return part
 
+    @property
+    def micro(self) -> int:
+        """Samples of a micro-batch."""
+        return self._stage.batch.micro
+
     def with_skip(self, skip: tuple[SkipConfig, ...]) -> "StageData":
         """The same data under plans that skip otherwise."""
         changed = copy.copy(self)

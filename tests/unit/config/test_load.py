@@ -34,7 +34,7 @@ def test_an_unknown_key_gets_the_nearest_one_and_all_valid_ones(write: Write, re
     path = write(recipe_values)
     message = error_of(path)
     assert f"unknown key 'stages.tune.skip.alhpa' in {path}; did you mean 'alpha'?" in message
-    assert "valid keys here: tokens, alpha, epsilon, progress, schedule, selection, skip_groups, never_skip" in message
+    assert "valid keys here: tokens, alpha, by, epsilon, rises, protect_above, measure_every, progress" in message
     assert f"'stages.tune.skip.alpha' is missing in {path}; add it: Mean skip probability" in message
 
 
