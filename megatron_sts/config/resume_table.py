@@ -177,6 +177,11 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
         "it guards the stage's start, which is over",
     ),
     ResumeRule(
+        _of_stage("skip.rises.step", "skip.rises.rises"),
+        OnResume.KEPT,
+        "what the checkpoint knows of the layers' worth goes on to hold",
+    ),
+    ResumeRule(
         _of_stage("skip.skip_groups"),
         OnResume.ACCEPT,
         "from the next step on the new groups skip the same number each; left out of the recipe they are those of the "
@@ -186,6 +191,9 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
         _of_stage(
             "skip.tokens",
             "skip.alpha",
+            "skip.by",
+            "skip.protect_above",
+            "skip.measure_every",
             "skip.epsilon",
             "skip.progress",
             "skip.schedule",

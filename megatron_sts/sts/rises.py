@@ -37,24 +37,34 @@ def settled_rises(
 ) -> SkipConfig:
     """The skip with its rises as numbers, as far as they are known; `rises` is None where they are to be measured.
 
-    earlier: the resolved recipe of the run that is resumed, whose measurements go on to hold. is_trained: whether the
-    stage is one to train, for which a file is read.
+    earlier: the resolved recipe of the run that is resumed; the measurements of a stage that has begun go on to hold.
+    is_trained: whether the stage is one to train, for which a file is read.
     """
     if skip.by != "redundancy":
         return skip
     layers = recipe.architecture.language.layers
+    begun = next((one for one in earlier.stages if one.name == stage.name), None) if earlier is not None else None
+    kept = rises_of(begun, skip)
+    if kept and all(len(one.rises) == layers for one in kept):
+        return skip.model_copy(update={"rises": kept})
     if isinstance(skip.rises, Path):
         if not is_trained:
             return skip
         rises = read_rises(skip.rises, skip.tokens, layers)
         return skip.model_copy(update={"rises": (MeasuredRises(step=0, rises=rises),)})
-    old_stages = earlier.stages if earlier is not None else ()
-    kept = next((old.skip_of(skip.tokens) for old in old_stages if old.name == stage.name), None)
-    if skip.rises is not None or kept is None or kept.by != "redundancy" or not isinstance(kept.rises, tuple):
-        return skip
-    return (
-        skip if any(len(one.rises) != layers for one in kept.rises) else skip.model_copy(update={"rises": kept.rises})
-    )
+    return skip
+
+
+def rises_of(begun: StageConfig | None, skip: SkipConfig) -> tuple[MeasuredRises, ...]:
+    """What the checkpoint of a stage knows for the same skip; nothing where it does not go by redundancy."""
+    kept = begun.skip_of(skip.tokens) if begun is not None else None
+    return kept.rises if kept is not None and isinstance(kept.rises, tuple) and skip.by == "redundancy" else ()
+
+
+def resumed_rises(stage: StageConfig, begun: StageConfig) -> StageConfig:
+    """The stage with the measurements of the checkpoint that it is resumed from, whatever a newer one has."""
+    skips = tuple(skip.model_copy(update={"rises": rises_of(begun, skip) or skip.rises}) for skip in stage.skip)
+    return stage if skips == stage.skip else stage.model_copy(update={"skip": skips})
 
 
 def measurements(skip: SkipConfig, layers: int) -> tuple[MeasuredRises, ...]:

@@ -15,6 +15,7 @@ from megatron_sts.parallel.groups import Place, group_collection
 from megatron_sts.parallel.together import rank_zero_does
 from megatron_sts.parallel.watchdog import Watchdog
 from megatron_sts.sts import StepPlan
+from megatron_sts.sts.rises import resumed_rises
 from megatron_sts.train.bad_steps import BadSteps, step_judge
 from megatron_sts.train.checkpoint import load_checkpoint, sharded_state
 from megatron_sts.train.evaluation_step import EvaluationStep
@@ -83,9 +84,15 @@ def train_stage(
     if start.step == data.total_steps:
         _say(place, f"{stage.name}: all {data.total_steps:,} steps are done, in {start.checkpoint}")
         return StopReason.NONE
+    if start.run is not None:
+        # An older checkpoint than the newest knows fewer measurements.
+        stage = resumed_rises(stage, start.run.recipe.stage(stage.name))
     parts = prepare_stage(recipe, stage, data.total_steps, start, place)
     _say_opening(recipe, stage, data, start, place)
     evaluation = EvaluationStep(recipe, parts.chunks, parts.step.modules, place)
+    rises = LayerRises(recipe, data, evaluation, place, partial(_say, place), running.watchdog.reached)
+    stage = rises.measured(stage, start.step)
+    recipe, data = recipe.with_stage(stage), data.with_skip(stage.skip)
     if not start.resumes:
         check_loss_rise(recipe, stage, data, evaluation, place, partial(_say, place))
     # Up to here a start may be refused, and nothing has been written.
@@ -99,7 +106,6 @@ def train_stage(
     ):
         validation = Validation(recipe, stage, data, evaluation, place)
         bad_steps = BadSteps(recipe, stage.name, place)
-        rises = LayerRises(recipe, data, evaluation, place, progress.say, running.watchdog.reached)
         # What is there by now stays as long as the stage: no collection walks through it, and makes others wait for it.
         gc.freeze()
         began = time.perf_counter()
@@ -110,8 +116,6 @@ def train_stage(
                 stage, recipe = measured, recipe.with_stage(measured)
                 data = data.with_skip(stage.skip)
                 saver.take_up(recipe)
-            if step == 0:
-                check_loss_rise(recipe, stage, data, evaluation, place, progress.say)
             running.watchdog.reached(f"{stage.name} step {step + 1}")
             asked = time.perf_counter()
             batches = next(loaded)

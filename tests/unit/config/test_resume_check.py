@@ -50,7 +50,7 @@ def test_every_key_is_told_with_both_values_or_refused_with_what_to_do(load: Cal
         pytest.skip("another name is another stage")
     recipe = load(*BLOCKS)
     # A list of blocks differs as a whole.
-    field = re.sub(r"(lengths|earlier_groups)\..*", r"\1", key.replace("stages.NAME", "stages.tune"))
+    field = re.sub(r"(lengths|earlier_groups|rises)\..*", r"\1", key.replace("stages.NAME", "stages.tune"))
     other = changed(recipe, field)
     does = resume_rule(field).does
     if does <= OnResume.KEPT:

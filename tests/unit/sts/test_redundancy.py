@@ -47,11 +47,11 @@ def test_rates_are_probabilities_that_average_to_alpha(rises, alpha, protect_abo
         assert all(found[low] >= found[high] - 1e-12 for low, high in pairwise(free))
 
 
-def test_a_layer_that_harms_twice_as_much_is_skipped_half_as_often():
-    rises = (0.1, 0.2, 3.0, 0.4)
-    # Weights 10, 5 and 2.5 share 4 x 0.35 = 1.4 layers.
+def test_a_layer_is_skipped_half_as_often_where_it_rises_by_a_tenth_of_ln_2_more():
+    rises = (0.1, 0.1 + 0.1 * math.log(2), 3.0, 0.1 + 0.1 * math.log(4))
+    # Weights 4, 2 and 1 share 4 x 0.35 = 1.4 layers.
     assert redundancy_probabilities(rises, skip(0.35), [range(4)]) == pytest.approx((0.8, 0.4, 0.0, 0.2))
-    assert expected_rise((0.8, 0.4, 0.0, 0.2), rises) == pytest.approx(0.24)
+    assert expected_rise((0.8, 0.4, 0.0, 0.2), (0.1, 0.2, 3.0, 0.4)) == pytest.approx(0.24)
 
 
 def test_what_exceeds_one_goes_to_the_others():
@@ -60,9 +60,14 @@ def test_what_exceeds_one_goes_to_the_others():
     assert shares([5.0], 1.0) == [1.0] and shares([], 0.0) == []
 
 
-def test_noise_below_the_floor_makes_no_difference():
-    found = redundancy_probabilities((-0.3, 0.0, 0.001, 0.02), skip(0.5), [range(4)])
+def test_a_rise_below_0_is_one_of_0():
+    found = redundancy_probabilities((-0.3, 0.0, -9.0, 0.0), skip(0.5), [range(4)])
     assert found == pytest.approx((0.5,) * 4)
+
+
+def test_layers_far_apart_still_share_what_is_left():
+    found = redundancy_probabilities((0.0, 8.0, 300.0, 400.0), skip(0.5, protect_above=1e3), [range(4)])
+    assert found[0] == 1.0 and sum(found) == pytest.approx(2.0) and found[1] >= found[2] == found[3]
 
 
 def test_the_group_that_cannot_share_the_count_is_named():
