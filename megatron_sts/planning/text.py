@@ -6,6 +6,9 @@ from megatron_sts.config import Recipe, SkipConfig
 from megatron_sts.planning.forecast import RecipeForecast, Split, StageForecast, Work
 from megatron_sts.planning.prediction import Prediction
 from megatron_sts.planning.sparsity import Probabilities
+from megatron_sts.sts.groups import layers_of_groups, stage_peaks
+from megatron_sts.sts.redundancy import expected_rise, redundancy_probabilities, unprotected
+from megatron_sts.sts.rises import measurements
 
 # Independent selection that keeps so much less of the saving than balanced is worth a word.
 _WARNED_LOSS = 0.1
@@ -65,6 +68,27 @@ def _sparsity_lines(recipe: Recipe, stage: StageForecast) -> list[str]:
             f"  for visual tokens: mean {found.skip_for_visual.overall:.4f}; {_by_depth(found.skip_for_visual)}",
             f"  layers whose MLP sees text alone: {_of_layers(found.layers_for_text, layers)}; {_how(visual)}",
         ]
+    return [*lines, *(line for one in config.skip for line in _redundancy_lines(recipe, one))]
+
+
+def _redundancy_lines(recipe: Recipe, skip: SkipConfig) -> list[str]:
+    """What layers by redundancy were measured to be worth, and what it costs that groups share the count."""
+    if skip.by != "redundancy":
+        return []
+    what = "layers" if skip.tokens == "all" else "MLPs for visual tokens"
+    rises = measurements(skip, recipe.architecture.language.layers)[-1].rises
+    if not any(rises):
+        return [f"  {what} by redundancy: not measured yet, so all alike here; training measures when the stage starts"]
+    groups = layers_of_groups(recipe, skip)
+    kept = [layer for layer in range(len(rises)) if layer not in unprotected(rises, skip)]
+    cost = expected_rise(stage_peaks(recipe, skip, rises), rises)
+    lines = [
+        f"  {what} by redundancy: {f'never {_numbers(kept)}' if kept else 'none protected'}; what is skipped rises by "
+        f"{cost:.3f} nats, taken one by one"
+    ]
+    if len(groups) > 1:
+        free = expected_rise(redundancy_probabilities(rises, skip, [range(len(rises))]), rises)
+        lines[0] += f" ({free:.3f} if the {len(groups)} groups need not share the count)"
     return lines
 
 

@@ -1,12 +1,14 @@
 """Shows where measured rises come from, what plans they give, and that a resumed run keeps those of its steps."""
 
 import json
+import math
 from typing import Any
 
 import pytest
 
 from megatron_sts.config import MeasuredRises, Recipe
 from megatron_sts.errors import ConfigError
+from megatron_sts.planning import forecast, forecast_text
 from megatron_sts.sts import StagePlanner, resolve_skip_groups
 from megatron_sts.sts.rises import read_rises, to_measure, with_rises
 from tests.tiny import tiny_recipe
@@ -131,3 +133,14 @@ def test_alpha_out_of_reach_is_refused_with_the_largest_one(tmp_path):
     recipe = recipe_of(tmp_path, rises=RISES, alpha=0.8, skip_groups=1)
     with pytest.raises(ConfigError, match=r"stages\.tune\.skip\.alpha is 0\.8, .*largest alpha possible is 0\.75"):
         resolve_skip_groups(recipe)
+
+
+def test_the_plan_says_what_balance_costs(tmp_path):
+    rises = [0.01, 0.02, 0.4, 0.3]
+    found = forecast_text(forecast(recipe_of(tmp_path, rises=rises, skip_groups=2, alpha=0.25)))
+    # Half a layer of each group: 0.5 shared as e^-0.1 : e^-0.2, and as e^-4 : e^-3.
+    first, second = 1 / (1 + math.exp(-0.1)), 1 / (1 + math.exp(1))
+    cost = 0.5 * (first * 0.01 + (1 - first) * 0.02 + second * 0.4 + (1 - second) * 0.3)
+    assert f"none protected; what is skipped rises by {cost:.3f} nats, taken one by one (0.0" in found
+    assert "if the 2 groups need not share the count" in found
+    assert "not measured yet" in forecast_text(forecast(recipe_of(tmp_path)))
