@@ -45,7 +45,7 @@ def weights(root: Path) -> Path:
 
 def _save_weights(recipe: Recipe) -> None:
     place, stage = start_groups(recipe.parallel, recipe.seed), recipe.stage("align")
-    parts = prepare_stage(recipe, stage, 3, Start(None, 0, resumes=False), place)
+    parts = prepare_stage(recipe, stage, 3, Start(None, 0), place)
     with torch.no_grad():
         for layer, scale in ((1, 30.0), (2, 0.0)):
             block = parts.chunks[0].language.decoder.layers[layer]
