@@ -1,6 +1,7 @@
 """Shows that the fused loss and activation, which are on where there is a GPU, train as the plain ones do.
 
-They run here as torch runs them without a compiler. fp32: the two differ by the order of sums.
+They run here as torch runs them without a compiler. fp32, where the loss is not fused: the two differ by the order of
+sums. bf16: a weight has 8 bits, and the fused loss rounds the gradient of the logits to as many.
 """
 
 from unittest.mock import patch
@@ -17,7 +18,7 @@ from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
 
-def _train(recipe: Recipe, as_on_gpu: bool) -> tuple[bool, dict[str, np.ndarray]]:
+def _train(recipe: Recipe, as_on_gpu: bool) -> tuple[tuple[bool, bool], dict[str, np.ndarray]]:
     stage = recipe.stage("tune")
     with patch.object(transformer_config, "has_gpu", lambda: as_on_gpu):
         stepper = Stepper(recipe, stage, 3, start_groups(recipe.parallel, recipe.seed))
@@ -25,20 +26,25 @@ def _train(recipe: Recipe, as_on_gpu: bool) -> tuple[bool, dict[str, np.ndarray]
     planner = StagePlanner(recipe, stage, 3, 3)
     for step in range(3):
         stepper.time(planner.plan(step))
-    fused = chunk.config.cross_entropy_loss_fusion and chunk.config.bias_activation_fusion
-    return fused, {name: parameter.detach().numpy().copy() for name, parameter in chunk.named_parameters()}
+    fused = (chunk.config.cross_entropy_loss_fusion, chunk.config.bias_activation_fusion)
+    return fused, {name: parameter.detach().float().numpy().copy() for name, parameter in chunk.named_parameters()}
 
 
-def _both(recipe: Recipe) -> list[tuple[bool, dict[str, np.ndarray]]]:
+def _both(recipe: Recipe) -> list[tuple[tuple[bool, bool], dict[str, np.ndarray]]]:
     return [_train(recipe, as_on_gpu) for as_on_gpu in (False, True)]
 
 
-@pytest.mark.parametrize("parallel", [{}, {"tensor": 2, "sequence_parallel": True}, {"pipeline": 2}])
-def test_fused_functions_train_as_the_plain_ones(tmp_path, parallel):
+@pytest.mark.parametrize(
+    ("precision", "parallel"),
+    [("bf16", {}), ("fp32", {}), ("fp32", {"tensor": 2, "sequence_parallel": True}), ("fp32", {"pipeline": 2})],
+)
+def test_fused_functions_train_as_the_plain_ones(tmp_path, precision, parallel):
     ranks = parallel.get("tensor", 1) * parallel.get("pipeline", 1)
     # Without Adam, which makes a step of any gradient's sign.
-    recipe = tiny_recipe(tmp_path, parallel=parallel, tune__data={"text_tokens": 20}, optimizer={"kind": "sgd"})
+    changes = {"precision": precision, "parallel": parallel, "optimizer": {"kind": "sgd"}}
+    recipe = tiny_recipe(tmp_path, tune__data={"text_tokens": 20}, **changes)
+    tolerance = {"atol": 1e-6} if precision == "fp32" else {"rtol": 2**-7, "atol": 1e-3}
     for (plain_is_fused, plain), (fused, found) in run_ranks(ranks, _both, recipe):
-        assert (plain_is_fused, fused) == (False, True)
+        assert plain_is_fused == (False, False) and fused == (precision == "bf16", True)
         for name, weight in plain.items():
-            np.testing.assert_allclose(found[name], weight, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(found[name], weight, err_msg=name, **tolerance)
