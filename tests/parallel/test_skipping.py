@@ -11,7 +11,7 @@ from megatron_sts.config import Recipe
 from megatron_sts.parallel.groups import start_groups
 from megatron_sts.sts import StepPlan
 from megatron_sts.train.loop import prepare_stage
-from megatron_sts.train.optimizer import _stepped_tensors
+from megatron_sts.train.optimizer_state import stepped_tensors
 from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
 from tests.parallel.observe import observe
@@ -36,10 +36,10 @@ def _state_by_layer(parts: Any) -> dict[int | None, list[np.ndarray]]:
     }
     state: dict[int | None, list[np.ndarray]] = {}
     for inner in parts.optimizer.inner.chained_optimizers:
-        for model, main in _stepped_tensors(inner):
-            moments = [value for name, value in sorted(inner.optimizer.state[main].items()) if name != "step"]
-            tensors = [model, main, *moments]
-            state.setdefault(layers.get(id(model)), []).extend(
+        for stepped in stepped_tensors(inner):
+            moments = [value for name, value in sorted(inner.optimizer.state[stepped.tensor].items()) if name != "step"]
+            tensors = [stepped.parameter, stepped.tensor, *moments]
+            state.setdefault(layers.get(id(stepped.parameter)), []).extend(
                 tensor.detach().to(torch.float64).numpy().copy() for tensor in tensors if tensor is not None
             )
     return state

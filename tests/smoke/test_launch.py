@@ -165,9 +165,9 @@ def test_without_a_log_directory_the_ranks_own_message_is_all_there_is_on_the_sc
         assert done.stderr.splitlines()[0] == first and done.stderr.count("error: ") == 1
         assert len(done.stderr.splitlines()) == (1 if code == USER_ERROR else 3), done.stderr
     logs = sorted(tmp_path.glob("fault-faulty-*.log"))
-    assert {log.name.split("-")[4] for log in logs} == {"rank0", "rank1"}
-    assert all(f"rank: {rank} of 2" in log.read_text() for rank, log in enumerate(logs))
-    assert "Traceback" not in done.stderr and str(logs[0]) in done.stderr
+    # The first rank that ends takes the others with it, which may be before they have written theirs.
+    assert logs and all(f"rank: {log.name.split('-')[4].removeprefix('rank')} of 2" in log.read_text() for log in logs)
+    assert "Traceback" not in done.stderr and any(str(log) in done.stderr for log in logs)
 
 
 def test_plain_torchrun_ends_with_the_ranks_own_message_in_its_report(tmp_path):

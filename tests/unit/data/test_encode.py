@@ -127,7 +127,7 @@ def test_a_tokenizer_without_image_token_is_refused_for_images_only(make_sample:
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     bare = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     # An ordinary entry of the vocabulary will not do: the text around it decides whether it is found.
-    with pytest.raises(DataError, match=r"no special token <image>; add it with tokenizer\.add_tokens"):
+    with pytest.raises(DataError, match=r"no special token <image>; .*add it with tokenizer\.add_tokens"):
         image_token_id(bare)
     with pytest.raises(DataError, match="no special token <image>"):
         encode(make_sample("<image>", "two", images=("a",)), PLAIN, bare)
