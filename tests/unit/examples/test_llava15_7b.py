@@ -65,7 +65,8 @@ def test_sts_keeps_the_tokens_and_layers_that_the_readme_says() -> None:
     assert kept == tuple(range(0, 576, 4))
     planner = StagePlanner(recipe, tune, 5197, 5197.0)
     assert planner.skip_probabilities(0, "visual") == (0.0,) * 32
-    assert planner.skip_probabilities(156, "visual") == pytest.approx((0.75,) * 32)
+    # Alike until they are measured.
+    assert planner.skip_probabilities(520, "visual") == pytest.approx((0.5,) * 32)
     assert planner.skip_probabilities(5000) == (0.0,) * 32
 
 
@@ -73,8 +74,8 @@ def test_the_formula_is_that_of_the_paper_within_the_groups() -> None:
     recipe, sts = load("paper"), load("sts")
     assert difference(sts.resolved(), recipe.resolved()) == [
         "output_dir",
-        *(f"stages.tune.skip.{key}" for key in ("tokens", "alpha", "epsilon", "schedule")),
-        *(f"stages.tune.skip.{key}" for key in ("ramp_ratio", "accept_loss_rise")),
+        *(f"stages.tune.skip.{key}" for key in ("tokens", "by", "epsilon", "schedule")),
+        *(f"stages.tune.skip.{key}" for key in ("skip_groups", "ramp_ratio", "accept_loss_rise")),
     ]
     probabilities = StagePlanner(recipe, recipe.stages[1], 5197, 5197.0).skip_probabilities(0)
     # Over 32 layers the paper's tilt rises by 0.5 / 31 a layer, here within four groups of eight.
@@ -93,6 +94,6 @@ def test_the_second_layout_fits_both_recipes_and_changes_the_layout_alone(name: 
 def test_under_four_pipeline_stages_every_stage_skips_the_same_number() -> None:
     recipe = load("sts", pp4())
     planner = StagePlanner(recipe, recipe.stages[1], 5197, 5197.0)
-    for step in (100, 1000, 5000):
+    for step in (400, 1000, 5000):
         skipped = planner.plan(step).layers_skipped_for_visual
         assert len({len([layer for layer in skipped if layer // 8 == stage]) for stage in range(4)}) == 1
