@@ -76,7 +76,7 @@ def test_the_card_has_the_whole_recipe_and_every_setting_of_the_sparsity(run: Ru
     recipe = card.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(recipe) == run.recipe.resolved()
     assert "| compressed: strategy uniform, keep_ratio 0.5 | all |" in card
-    assert "skipped: tokens all, alpha 0.5, epsilon 0.25, progress step, schedule sts, selection balanced, " in card
+    assert "skipped: tokens all, alpha 0.5, by depth, epsilon 0.25, protect_above 0.5, progress step, " in card
     assert "stage `tune`, step 2; exported in bfloat16" in card
 
 

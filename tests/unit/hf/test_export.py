@@ -89,7 +89,7 @@ def test_the_model_card_states_the_recipe(exported: Path) -> None:
     assert "stage `tune`, step 10" in card
     assert "| align | projector | `align.json` | plain | 10 steps | 8 | projector 0.001 |" in card
     assert "| compressed: strategy uniform, keep_ratio 0.5 |" in card
-    assert "| skipped: tokens all, alpha 0.5, epsilon 0.25, progress step, " in card
+    assert "| skipped: tokens all, alpha 0.5, by depth, epsilon 0.25, protect_above 0.5, progress step, " in card
 
 
 def test_weights_can_be_cast_and_split(make: Callable[..., Any], tmp_path: Path) -> None:
