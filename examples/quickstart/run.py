@@ -1,7 +1,7 @@
 """The whole way at a size for a laptop: data, tower, tokenizer, language model, then dense and STS side by side.
 
 Everything is trained here; nothing is downloaded. Dense and STS start from the same checkpoint and see the same
-samples in the same order. A third run gives STS as many more steps as its savings pay for.
+samples in the same order.
 """
 
 import argparse
@@ -64,14 +64,12 @@ def main() -> int:
     init = [f"model.init={last_checkpoint(start)}"]
     say("4/6 alignment and instruction tuning, dense")
     dense = train("dense", [*overrides["dense"], *init])
-    say("5/6 the same with the Sparse Training Scheme, then with the steps that dense's FLOPs pay for")
+    say("5/6 the same with the Sparse Training Scheme")
     share_index(dense, RUN / "sts")
     sts = train("sts", [*overrides["sts"], *init])
-    share_index(dense, RUN / "sts_equal_flops")
-    longer = train("sts", [*overrides["sts"], *init, *equal_flops(dense, sts)], output=RUN / "sts_equal_flops")
     say("6/6 export to Hugging Face format, and evaluation of the exported models")
     result = report.assemble(
-        runs={name: figures(recipe) for name, recipe in (("dense", dense), ("sts", sts), ("sts_equal_flops", longer))},
+        runs={name: figures(recipe) for name, recipe in (("dense", dense), ("sts", sts))},
         data=RUN / "data",
         layout=dense.parallel.model_dump() | {"ranks": RANKS},
         export_max_logit_difference=compare_logits(sts),
@@ -123,19 +121,6 @@ def last_checkpoint(recipe: Recipe) -> Path:
 def metrics(recipe: Recipe) -> list[dict[str, Any]]:
     """Every step's figures."""
     return [json.loads(line) for line in (recipe.output_dir / METRICS_FILE).read_text().splitlines()]
-
-
-def equal_flops(dense: Recipe, sts: Recipe) -> list[str]:
-    """Overrides that lengthen each stage of STS until it costs the FLOPs that dense spent on it."""
-    spent, saved = metrics(dense), metrics(sts)
-    overrides = []
-    for stage in sts.stages:
-        ratio = sum(line["flops_executed"] for line in spent if line["stage"] == stage.name) / sum(
-            line["flops_executed"] for line in saved if line["stage"] == stage.name
-        )
-        assert stage.steps is not None
-        overrides.append(f"stages.{stage.name}.steps={round(stage.steps * ratio)}")
-    return overrides
 
 
 def figures(recipe: Recipe) -> dict[str, Any]:
