@@ -34,6 +34,11 @@ def plot_forecast(found: RecipeForecast, path: Path) -> None:
             continue
         loaded.add(stage.planned.stage.name)
         _draw_load(right, found, stage)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write what `--plot` asks for. Raises ConfigError where it cannot be written."""
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

@@ -4,8 +4,10 @@ A pretrained model can lose more by a few skipped layers than a stage of trainin
 measured with and without them, by forward passes alone, while every weight is still as it was.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from megatron_sts.config import Recipe, SkipConfig, StageConfig
 from megatron_sts.errors import ConfigError
@@ -48,7 +50,7 @@ def check_loss_rise(
     model with fresh weights passes: its loss is that of guessing, with all layers or with few.
     """
     limits = [skip.max_loss_rise for skip in stage.skip if not skip.accept_loss_rise]
-    plans = list(first_sparse_plans(data))
+    plans = first_sparse_plans(data)
     if not stage.skip or not plans:
         return
     numbers = data.sampler.samples_of_step(0)[: stage.batch.micro * place.data_size]
@@ -66,23 +68,17 @@ def check_loss_rise(
     raise error
 
 
-def first_sparse_plans(data: StageData) -> Iterator[StepPlan]:
+def first_sparse_plans(data: StageData) -> list[StepPlan]:
     """The plans of the first steps that leave layers out, a few of them."""
-    found = 0
-    for step in range(data.total_steps):
-        plan = data.planner.plan(step)
-        if plan.skipped_layers or plan.layers_skipped_for_visual:
-            yield plan
-            found += 1
-            if found == _PLANS:
-                return
+    plans = map(data.planner.plan, range(data.total_steps))
+    return list(islice((plan for plan in plans if plan.skipped_layers or plan.layers_skipped_for_visual), _PLANS))
 
 
 def _highest(plans: list[StepPlan], samples: HeldOutSamples, data: StageData, evaluation: EvaluationStep) -> LossRise:
     dense = evaluation.losses(data.planner.dense_plan(0), samples).mean
     losses = [(evaluation.losses(plan, samples).mean, number) for number, plan in enumerate(plans)]
     # What is not a number is the highest of all.
-    sparse, number = max(losses, key=lambda pair: (pair[0] != pair[0], pair[0]))
+    sparse, number = max(losses, key=lambda pair: (math.isnan(pair[0]), pair[0]))
     return LossRise(dense, sparse, plans[number])
 
 
@@ -94,10 +90,8 @@ def _within(
     Tried in this order: only the MLP of visual tokens, at falling rates; then the recipe's own at falling rates.
     """
     for skip in _milder(stage):
-        changed = data.with_skip((skip,))
-        limit = skip.max_loss_rise
-        plans = list(first_sparse_plans(changed))
-        if all(evaluation.losses(plan, samples).mean - dense <= limit for plan in plans):
+        plans = first_sparse_plans(data.with_skip((skip,)))
+        if all(evaluation.losses(plan, samples).mean - dense <= skip.max_loss_rise for plan in plans):
             values = skip.model_dump(mode="json", exclude_defaults=True, exclude={"skip_groups", "rises"})
             text = ", ".join(f"{name}: {value}" for name, value in values.items())
             return f"skip: {{{text}}}"

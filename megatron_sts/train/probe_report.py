@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from megatron_sts.errors import ConfigError
+from megatron_sts.planning.plot import save_figure
 from megatron_sts.sts.probe import Trial, best_within
 from megatron_sts.train.probe import LayerWorth, PlanWorth, ProbeResult
 
@@ -161,12 +161,7 @@ def plot(found: ProbeResult, path: Path) -> None:
     right.set(xlabel="training FLOPs saved", ylabel="rise of the loss", title="whole plans")
     right.xaxis.set_major_formatter("{x:.0%}")
     right.legend(frameon=False, fontsize="small")
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--plot {path} cannot be written ({error}); give a .png file in a directory there is"
-        ) from error
+    save_figure(figure, path)
 
 
 def _points(axes: Any, plans: list[PlanWorth], marker: str, colour: str, name: str) -> None:

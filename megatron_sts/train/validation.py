@@ -43,5 +43,5 @@ class Validation:
         """The losses of now; plan: of the step that was done last."""
         assert self._samples is not None
         dense = self._planner.dense_plan(plan.step)
-        losses = [self._evaluation.losses(one, self._samples).mean for one in (dense, plan)[: 1 + (plan != dense)]]
-        return ValidationLosses(losses[0], losses[1] if len(losses) > 1 else None)
+        loss = self._evaluation.losses(dense, self._samples).mean
+        return ValidationLosses(loss, None if plan == dense else self._evaluation.losses(plan, self._samples).mean)
