@@ -42,6 +42,7 @@ from megatron_sts.config.recipe import (
     StageConfig,
     StageLength,
 )
+from megatron_sts.config.recompute_checks import recompute_warning
 from megatron_sts.config.resolved import difference, resolved_yaml
 from megatron_sts.config.resume_check import check_accepted, check_resumable, is_accepted
 from megatron_sts.config.resume_table import RESUME_TABLE, OnResume, ResumeRule, resume_rule
@@ -139,6 +140,7 @@ __all__ = [
     "prune",
     "read_manifest",
     "read_run",
+    "recompute_warning",
     "remove_checkpoint",
     "report",
     "resolved_yaml",

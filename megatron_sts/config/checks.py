@@ -13,6 +13,7 @@ from megatron_sts.config.compress_checks import check_compress
 from megatron_sts.config.fp8_checks import check_fp8_ends, check_fp8_sizes
 from megatron_sts.config.not_a_checkpoint import RUN_FILE, why_no_checkpoint
 from megatron_sts.config.recipe import Recipe, StageConfig
+from megatron_sts.config.recompute_checks import check_recompute
 from megatron_sts.config.skip_checks import check_skip
 from megatron_sts.errors import ConfigError
 
@@ -193,6 +194,7 @@ def check_bad_records(recipe: Recipe, stage: StageConfig) -> Iterator[str]:
 RECIPE_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     check_fp8_sizes,
     check_fp8_ends,
+    check_recompute,
     check_stop_after,
     check_sequence_parallel,
     check_tensor_split,

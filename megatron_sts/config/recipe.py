@@ -2,9 +2,10 @@
 
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from megatron_sts.config.architecture import Architecture, ConfigModel
 from megatron_sts.config.data_config import DataConfig
@@ -25,6 +26,8 @@ Selection = Literal["independent", "balanced"]
 """How the layers that a step skips are drawn."""
 SkippedTokens = Literal["all", "visual"]
 """The tokens for which layers are skipped."""
+RecomputedModule = Literal["core_attn", "layernorm", "mlp"]
+"""A part of a layer that backward can compute again, by megatron-core's name; its others belong to other models."""
 
 
 class ParallelConfig(ConfigModel):
@@ -395,10 +398,23 @@ class Recipe(ConfigModel):
     """How many dropped steps are borne."""
     loss_spike: LossSpikeConfig | None = None
     """Guard against sudden rises of loss or gradient; None: off."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again in backward: none, those of the attention core, or whole layers."""
+    recompute: Literal["none", "full"] | tuple[RecomputedModule, ...] = "none"
+    """Activations computed again in backward: none, whole layers (full), or those of the modules in a list."""
     stages: tuple[StageConfig, ...]
     """The stages, in order. There are none in the run.json of a checkpoint that was imported, and not trained."""
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _modules_by_name(cls, value: Any) -> Any:
+        """A list as a tuple; `selective` as the module that it was."""
+        value = ["core_attn"] if value == "selective" else value
+        modules = get_args(RecomputedModule)
+        if isinstance(value, list | tuple) and all(module in modules for module in value):
+            return tuple(value)
+        if value in ("none", "full"):
+            return value
+        # Of a union pydantic would report every member.
+        raise PydanticCustomError("recompute", f"none, full, or a list of {', '.join(modules)}")
 
     @property
     def architecture(self) -> Architecture:

@@ -88,7 +88,15 @@ class Machine:
 
 
 def check_machine(recipe: Recipe, machine: Machine) -> None:
-    """Raise ConfigError where this machine cannot do the recipe's FP8 products; megatron-core would use bf16 unsaid."""
+    """Raise ConfigError where this machine cannot do the recipe's FP8 products; megatron-core would use bf16 unsaid.
+
+    Nor can megatron-core 0.16 recompute norms on a GPU without Transformer Engine: it takes names that it then lacks.
+    """
+    if "layernorm" in recipe.recompute and machine.capability is not None and machine.engine_problem is not None:
+        raise ConfigError(
+            f"recompute has 'layernorm', which on a GPU needs Transformer Engine, but {machine.engine_problem}; leave "
+            "it out, or install Transformer Engine"
+        )
     if recipe.precision != "fp8":
         return
     remedy = "set precision: bf16, or train where it can be used (docs/fp8.md)"

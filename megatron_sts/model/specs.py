@@ -32,12 +32,38 @@ def block_spec(
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm
+        if config.recompute_granularity == "selective" and "layernorm" in config.recompute_modules:
+            layer = _with_norms_apart(layer)
         skippable = replace(layer, module=SkippableTransformerLayer, params={"fuses_gradients": True})
     else:
         layer, norm = _plain_layer_spec(config.qk_layernorm), PlainRMSNorm
         skippable = replace(layer, module=SkippableTransformerLayer)
     count = get_num_layers_to_build(config, virtual_stage, get_pg_rank(groups.pp))
     return TransformerBlockSubmodules(layer_specs=[skippable] * count, layer_norm=norm)
+
+
+def _with_norms_apart(layer: ModuleSpec) -> ModuleSpec:
+    """Transformer Engine's layer with norms as modules of their own, under the checkpoint keys of the fused ones.
+
+    megatron-core recomputes norms that are modules; one inside a linear layer it passes over, and frees nothing.
+    """
+    from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm
+
+    parts = layer.submodules
+    attention, mlp = parts.self_attention, parts.mlp
+    return replace(
+        layer,
+        submodules=replace(
+            parts,
+            input_layernorm=TENorm,
+            self_attention=replace(
+                attention, submodules=replace(attention.submodules, linear_qkv=TEColumnParallelLinear)
+            ),
+            pre_mlp_layernorm=TENorm,
+            mlp=replace(mlp, submodules=replace(mlp.submodules, linear_fc1=TEColumnParallelLinear)),
+            sharded_state_dict_keys_map=_plain_layer_spec(False).submodules.sharded_state_dict_keys_map,
+        ),
+    )
 
 
 def _plain_layer_spec(query_key_norm: bool) -> ModuleSpec:

@@ -22,11 +22,6 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
     gpu = has_gpu()
     interleaved = parallel.virtual_pipeline > 1
     layout = pipeline_layout(language.layers, parallel)
-    recompute_settings: dict[str, dict[str, Any]] = {
-        "none": {},
-        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
-        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    }
     return TransformerConfig(
         num_layers=language.layers,
         hidden_size=language.hidden_size,
@@ -72,6 +67,14 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         batch_p2p_comm=not interleaved,
         # Two waits of the host for the device in each micro-batch, against a fault of torch releases before 2.0.
         batch_p2p_sync=False,
-        **recompute_settings[recipe.recompute],
+        **_recompute_settings(recipe),
         **fp8_settings(recipe),
     )
+
+
+def _recompute_settings(recipe: Recipe) -> dict[str, Any]:
+    if recipe.recompute == "none":
+        return {}
+    if recipe.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {"recompute_granularity": "selective", "recompute_modules": list(recipe.recompute)}

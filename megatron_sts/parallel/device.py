@@ -141,8 +141,25 @@ def _adapt_random_state() -> None:
     torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)  # type: ignore[assignment]
     megatron_random._get_cuda_rng_state = get_state
     megatron_random._set_cuda_rng_state = set_state
+    if not megatron_random.HAVE_TE:
+        # CheckpointWithoutOutput asks whether FP8 is on, by names that it has of Transformer Engine alone.
+        megatron_random.FP8GlobalStateManager = _NoFp8
+        megatron_random.activation_recompute_forward = _nothing
+        megatron_random.fp8_autocast = _nothing
     # It warns that the CPU's state changed, which here is the point.
     logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
+
+
+class _NoFp8:
+    """Transformer Engine's FP8GlobalStateManager, where there is none."""
+
+    @staticmethod
+    def is_fp8_enabled() -> bool:
+        return False
+
+
+def _nothing(**_: Any) -> contextlib.nullcontext[None]:
+    return contextlib.nullcontext()
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

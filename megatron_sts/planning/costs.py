@@ -90,20 +90,21 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
     """Costs with so many visual tokens kept of each image.
 
     Tensor- and context-parallel ranks share layers, logits and the tower; the projector too, tensor-parallel ones only
-    under sequence parallelism. Recomputation adds the forward pass of the layers (`full`) or of their attention
-    products (`selective`) to the backward pass.
+    under sequence parallelism. Recomputation adds the forward pass of the layers, or of the modules that are
+    recomputed, to the backward pass; norms, as everywhere, cost nothing.
     Contract: model/visual_tokens.py shares the tower's images and the scoring of visual tokens out over them. A
     micro-batch with fewer images than ranks leaves some of them idle: the busiest one's cost counts. Text is taken to
     be even over context-parallel ranks; over tensor-parallel ones it is (model/text_rows.py).
     """
-    micro, parallel = stage.batch.micro, recipe.parallel
+    micro, parallel, text_tokens = stage.batch.micro, recipe.parallel, stage.data.text_tokens
+    assert text_tokens is not None
     forward, both = (sample_flops(recipe, stage, visual_tokens, 1, trains) for trains in ((), stage.trains))
-    attention = ModelSizes(recipe.architecture).layer_attention(planned_length(recipe, stage, visual_tokens))
+    sizes, length = ModelSizes(recipe.architecture), planned_length(recipe, stage, visual_tokens)
     images = micro * images_per_sample(stage)
     ranks = parallel.tensor * parallel.context
     busiest = -(-images // ranks)
     projector_ranks = ranks if parallel.sequence_parallel else parallel.context
-    scored = ModelSizes(recipe.architecture).projector(_scored(recipe, stage, visual_tokens))
+    scored = sizes.projector(_scored(recipe, stage, visual_tokens))
 
     def first_stage(flops: StepFlops) -> float:
         kept = flops.projector - images_per_sample(stage) * scored
@@ -113,7 +114,12 @@ def micro_batch_costs(recipe: Recipe, stage: StageConfig, visual_tokens: int) ->
         there, back = (
             sample_flops(recipe, stage, visual_tokens, 1, trains, for_text).layers for trains in ((), stage.trains)
         )
-        recomputed = {"none": 0.0, "selective": attention, "full": there}[recipe.recompute]
+        modules = recipe.recompute if isinstance(recipe.recompute, tuple) else ()
+        recomputed = there if recipe.recompute == "full" else 0.0
+        if "core_attn" in modules:
+            recomputed += sizes.layer_attention(length)
+        if "mlp" in modules:
+            recomputed += sizes.layer_mlp(text_tokens if for_text else length)
         return PassCost(micro * there / ranks, micro * (back - there + recomputed) / ranks)
 
     return MicroBatchCosts(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from megatron_sts.config import Recipe, StageConfig
+from megatron_sts.config import Recipe, StageConfig, recompute_warning
 from megatron_sts.data.unread_keys import unread_text
 from megatron_sts.model.build import build_chunks, freeze, wrap
 from megatron_sts.model.mllm import MultimodalModel
@@ -174,6 +174,8 @@ def _say_opening(recipe: Recipe, stage: StageConfig, data: StageData, start: Sta
             f"{stage.name}: {unguided:,} samples have a picture, but no human words for text_guided; uniform there",
         )
     _say(place, what_runs(recipe))
+    if warning := recompute_warning(recipe):
+        _say(place, f"WARNING: {warning}")
     for note in start.notes:
         _say(place, f"{stage.name}: {note}")
 

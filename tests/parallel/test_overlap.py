@@ -21,7 +21,7 @@ SMOOTH = {"epsilon": 1e-2, "clip_grad": 0.0, "weight_decay": 0.1}
 TIED = ARCHITECTURE | {"language": ARCHITECTURE["language"] | {"tied_embeddings": True}}
 CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "dp2": (2, {}, {}),
-    "dp2_selective": (2, {}, {"recompute": "selective"}),
+    "dp2_recompute": (2, {}, {"recompute": ["core_attn", "layernorm", "mlp"]}),
     "dp2_momentum": (2, {}, {"tune__skip": SKIP | {"parameters": "momentum"}}),
     "dp2_projector_frozen": (2, {}, {"tune__trains": ["language"], "tune__learning_rate": {"projector": None}}),
     "dp2_pp2_language_frozen": (

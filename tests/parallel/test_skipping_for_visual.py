@@ -42,7 +42,11 @@ ALL = {"alpha": 0.6, "epsilon": 0.4, "selection": "independent"}
 CASES: dict[str, dict[str, Any]] = {
     "visual": {"tune__skip": VISUAL},
     "recompute": {"tune__skip": VISUAL, "recompute": "full", "tune__data": {"template": "plain"}},
-    "both, compressed": {"tune__skip": [VISUAL, ALL], "tune__compress": {"keep_ratio": 0.3}, "recompute": "selective"},
+    "both, compressed": {
+        "tune__skip": [VISUAL, ALL],
+        "tune__compress": {"keep_ratio": 0.3},
+        "recompute": ["layernorm", "mlp"],
+    },
     "both, packed": {"tune__skip": [VISUAL, ALL], "tune__data": {"packing": True}, "recompute": "full"},
 }
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {

@@ -66,7 +66,8 @@ def exactly(root: Path) -> dict[str, Any]:
         assert_same(one, observe(_recipe(root), "tune", 1))
     for ranks, parallel in (LAYOUTS[name] for name in ("tp2_sp", "pp2_vp2", "dp2")):
         assert_same(observe(_recipe(root, parallel=parallel), "tune", ranks), one)
-    assert_same(observe(_recipe(root, recompute="full"), "tune", 1), one)
+    for recompute in ("full", ["layernorm", "mlp"]):
+        assert_same(observe(_recipe(root, recompute=recompute), "tune", 1), one)
     return {"skipped": one.skipped, "skipped_for_visual": one.skipped_for_visual}
 
 

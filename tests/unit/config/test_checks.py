@@ -97,6 +97,13 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["precision=fp8", "fp8_recipe=blockwise"],
         [f"{LANGUAGE}.ffn_hidden_size is 352, not a multiple of 128", "fp8_recipe: blockwise"],
     ),
+    ("check_recompute", ["recompute=[]"], ["recompute is an empty list", "recompute: none"]),
+    ("check_recompute", ["recompute=[mlp, mlp]"], ["recompute is ['mlp', 'mlp']", "once"]),
+    (
+        "check_recompute",
+        ["precision=fp8", "fp8_recipe=delayed", "recompute=[layernorm]"],
+        ["recompute is ['layernorm']", "fp8_recipe: delayed", "tensorwise"],
+    ),
     ("check_fp8_ends", ["fp8_bf16_layers=1"], ["fp8_bf16_layers is 1, but precision is 'bf16'", "precision: fp8"]),
     (
         "check_fp8_ends",

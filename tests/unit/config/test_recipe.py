@@ -41,6 +41,21 @@ def test_compression_without_an_amount_keeps_half() -> None:
     assert CompressConfig(keep_tokens=4).keep_ratio is None
 
 
+@pytest.mark.parametrize("given", ["none", "full", ["mlp", "layernorm"]])
+def test_recompute_is_a_choice_or_a_list_of_modules(load: Callable[..., Recipe], given: Any) -> None:
+    assert load(f"recompute={given}").resolved()["recompute"] == given
+
+
+def test_recompute_reads_selective_as_the_module_that_it_was(load: Callable[..., Recipe]) -> None:
+    assert load("recompute=selective").recompute == ("core_attn",)
+
+
+@pytest.mark.parametrize("given", ["fll", "[mlp,moe]", "3"])
+def test_another_recompute_is_refused_with_what_there_is(load: Callable[..., Recipe], given: str) -> None:
+    with pytest.raises(ConfigError, match=r"'recompute' in .* should be none, full, or a list of core_attn, layernorm"):
+        load(f"recompute={given}")
+
+
 def test_rates_are_those_of_the_parts_that_have_one() -> None:
     assert LearningRateConfig(projector=1e-3, vision=1e-6).rates == {"projector": 1e-3, "vision": 1e-6}
 

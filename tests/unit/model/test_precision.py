@@ -42,6 +42,14 @@ def test_other_machines_are_refused_with_the_reason(machine, fp8_recipe, message
     check_machine(recipe(precision="bf16", fp8_recipe=fp8_recipe), machine)
 
 
+def test_norms_are_recomputed_on_a_gpu_by_transformer_engine_alone():
+    wanted = recipe(precision="bf16", recompute=("layernorm", "mlp"))
+    for machine in (HOPPER, Machine("there is no GPU", None, None)):
+        check_machine(wanted, machine)
+    with pytest.raises(ConfigError, match=r"recompute has 'layernorm', .* transformer_engine is not installed"):
+        check_machine(wanted, Machine(NOT_INSTALLED, (9, 0), (13, 0)))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine may do it")
 def test_training_is_refused_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match="no CUDA device"):

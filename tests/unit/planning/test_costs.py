@@ -9,6 +9,7 @@ from megatron_sts.sts import step_flops
 LENGTH = 916
 MATRICES = 2 * LENGTH * (4 * 4096**2 + 3 * 4096 * 11008)
 ATTENTION = 2 * LENGTH**2 * 4096
+MLP = 2 * LENGTH * 3 * 4096 * 11008
 HEAD = 2 * LENGTH * 4096 * 32000
 
 
@@ -27,7 +28,10 @@ def test_a_frozen_layer_has_no_weight_gradients(make):
     assert costs.last == PassCost(2 * HEAD, 2 * HEAD)
 
 
-@pytest.mark.parametrize(("recompute", "again"), [("selective", ATTENTION), ("full", MATRICES + ATTENTION)])
+@pytest.mark.parametrize(
+    ("recompute", "again"),
+    [(["core_attn"], ATTENTION), (["mlp"], MLP), (["layernorm"], 0), ("full", MATRICES + ATTENTION)],
+)
 def test_recomputation_adds_to_the_backward_pass(make, recompute, again):
     recipe = make(recompute=recompute)
     costs = micro_batch_costs(recipe, recipe.stage("tune"), 576)
@@ -92,7 +96,7 @@ def test_all_parts_together_are_the_step(make):
 def test_a_layer_with_its_mlp_for_text_alone(make):
     """Of 916 rows 340 go through 3 h f multiplications each; recomputed as it ran."""
     left_out = 2 * 576 * 3 * 4096 * 11008
-    for recompute, again in (("none", 0), ("full", MATRICES + ATTENTION - left_out)):
+    for recompute, again in (("none", 0), (["mlp"], MLP - left_out), ("full", MATRICES + ATTENTION - left_out)):
         recipe = make(recompute=recompute, parallel={"tensor": 2})
         costs = micro_batch_costs(recipe, recipe.stage("tune"), 576)
         assert costs.layer_for_text.forward == pytest.approx(MATRICES + ATTENTION - left_out)
