@@ -10,6 +10,7 @@ from megatron_sts.config.architecture import (
 from megatron_sts.config.architecture_checks import architecture_problems
 from megatron_sts.config.checkpoint_listing import ListedCheckpoint, list_checkpoints, prune
 from megatron_sts.config.checks import check_recipe, report
+from megatron_sts.config.compress_config import CompressConfig, KeepScheduleConfig
 from megatron_sts.config.data_config import DataConfig
 from megatron_sts.config.fp8_checks import FP8_MULTIPLE
 from megatron_sts.config.init_directory import write_architecture
@@ -24,24 +25,8 @@ from megatron_sts.config.manifest import (
     write_manifest,
     write_through,
 )
-from megatron_sts.config.recipe import (
-    BatchConfig,
-    CompressConfig,
-    EarlierGroups,
-    KeepScheduleConfig,
-    LearningRateConfig,
-    LearningRateScheduleConfig,
-    MeasuredRises,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    Recipe,
-    Selection,
-    SkipConfig,
-    SkippedTokens,
-    StageConfig,
-    StageLength,
-)
+from megatron_sts.config.parallel_config import ParallelConfig
+from megatron_sts.config.recipe import ModelConfig, Recipe
 from megatron_sts.config.recompute_checks import recompute_warning
 from megatron_sts.config.resolved import difference, resolved_yaml
 from megatron_sts.config.resume_check import check_accepted, check_resumable, is_accepted
@@ -71,7 +56,15 @@ from megatron_sts.config.running_config import (
     ValidationConfig,
 )
 from megatron_sts.config.skip_checks import probability_problem
+from megatron_sts.config.skip_config import EarlierGroups, MeasuredRises, Selection, SkipConfig, SkippedTokens
+from megatron_sts.config.stage_config import StageConfig, StageLength
 from megatron_sts.config.stage_keys import keys_of_stage
+from megatron_sts.config.training_config import (
+    BatchConfig,
+    LearningRateConfig,
+    LearningRateScheduleConfig,
+    OptimizerConfig,
+)
 from megatron_sts.config.world import check_world
 
 __all__ = [

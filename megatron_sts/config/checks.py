@@ -10,11 +10,13 @@ from pathlib import Path
 
 from megatron_sts.config.architecture_checks import architecture_problems, not_divisible
 from megatron_sts.config.compress_checks import check_compress
+from megatron_sts.config.distill_checks import check_distill
 from megatron_sts.config.fp8_checks import check_fp8_ends, check_fp8_sizes
 from megatron_sts.config.not_a_checkpoint import RUN_FILE, why_no_checkpoint
-from megatron_sts.config.recipe import Recipe, StageConfig
+from megatron_sts.config.recipe import Recipe
 from megatron_sts.config.recompute_checks import check_recompute
 from megatron_sts.config.skip_checks import check_skip
+from megatron_sts.config.stage_config import StageConfig
 from megatron_sts.errors import ConfigError
 
 # ---------------------------------------------------------------------------------------------- whole recipe
@@ -209,6 +211,7 @@ STAGE_CHECKS: tuple[Callable[[Recipe, StageConfig], Iterator[str]], ...] = (
     check_batch,
     check_skip,
     check_compress,
+    check_distill,
     check_max_tokens,
     check_shards,
     check_bad_records,

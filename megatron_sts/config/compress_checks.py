@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from megatron_sts.config.recipe import CompressConfig, KeepScheduleConfig, Recipe, StageConfig
+from megatron_sts.config.compress_config import CompressConfig, KeepScheduleConfig
+from megatron_sts.config.recipe import Recipe
+from megatron_sts.config.stage_config import StageConfig
 
 
 def check_compress(recipe: Recipe, stage: StageConfig) -> Iterator[str]:

@@ -172,6 +172,11 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
         "training writes it: what the steps done were planned with",
     ),
     ResumeRule(
+        _of_stage("skip.distill", "compress.distill"),
+        OnResume.ACCEPT,
+        "the full steps to come have a term of another weight",
+    ),
+    ResumeRule(
         _of_stage("skip.max_loss_rise", "skip.accept_loss_rise"),
         OnResume.ALLOWED,
         "it guards the stage's start, which is over",

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_sts.config.recipe import Recipe, SkipConfig, StageConfig
+from megatron_sts.config.recipe import Recipe
+from megatron_sts.config.skip_config import SkipConfig
+from megatron_sts.config.stage_config import StageConfig
 
 
 def probability_problem(skip: SkipConfig, layers: int) -> str | None:

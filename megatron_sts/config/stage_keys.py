@@ -6,7 +6,10 @@ from contextlib import contextmanager
 
 from pydantic import BaseModel
 
-from megatron_sts.config.recipe import BatchConfig, CompressConfig, DataConfig, LearningRateConfig, SkipConfig
+from megatron_sts.config.compress_config import CompressConfig
+from megatron_sts.config.data_config import DataConfig
+from megatron_sts.config.skip_config import SkipConfig
+from megatron_sts.config.training_config import BatchConfig, LearningRateConfig
 from megatron_sts.errors import MegatronStsError
 
 _BLOCKS: dict[str, type[BaseModel]] = {

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 
 from megatron_sts.config.checks import report
-from megatron_sts.config.recipe import Recipe, StageConfig
+from megatron_sts.config.recipe import Recipe
+from megatron_sts.config.stage_config import StageConfig
 from megatron_sts.errors import ConfigError
 
 

@@ -44,7 +44,7 @@ from megatron_sts.data.loader import MicroBatchLoader
 from megatron_sts.data.packing import cut_by_length, with_tail
 from megatron_sts.data.pixel_cache import PixelCache
 from megatron_sts.data.prepared import PreparedSamples, allowed_bad_records, prepare_samples
-from megatron_sts.data.raw_items import RawItems
+from megatron_sts.data.raw_items import RawItems, to_batch
 from megatron_sts.data.sample import IMAGE_TOKEN, Picture, Sample, Turn, placed_images
 from megatron_sts.data.sampler import LengthGroups, StepSampler, rank_slice
 from megatron_sts.data.stored_samples import BadRecord, StoredSamples, read_samples, scan_records
@@ -98,5 +98,6 @@ __all__ = [
     "read_samples",
     "sample_of_record",
     "scan_records",
+    "to_batch",
     "with_tail",
 ]

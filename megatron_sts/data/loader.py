@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from megatron_sts.data.collate import Batch
 from megatron_sts.data.encode import image_token_id
 from megatron_sts.data.packing import MicroBatchesOfStep
 from megatron_sts.data.raw_items import RawItems, RawMicroBatch
@@ -30,7 +29,6 @@ class MicroBatchLoader:
         items: reads the samples.
         workers: processes that load ahead; 0 loads in this one.
         packed: where samples are packed, which of them form the micro-batches of a step; None: `micro` neighbours each.
-        multiple: what packed samples' lengths are padded to a multiple of.
 
     Raises:
         DataError: from the constructor, the tokenizer has no `<image>`; while iterating, a worker process was lost.
@@ -47,14 +45,10 @@ class MicroBatchLoader:
         last_step: int,
         workers: int = 0,
         packed: MicroBatchesOfStep | None = None,
-        multiple: int = 1,
     ) -> None:
         assert sampler.count == len(items)
         # Refused here, before any step.
         image_token_id(items.tokenizer)
-        self._items = items
-        self._packed = packed is not None
-        self._multiple = multiple
         self._micro_batches = len(rank_slice(list(range(sampler.global_batch)), data_rank, data_size, micro))
         self._numbers = _Numbers(0, last_step, self._micro_batches)
         self._next_step = 0
@@ -85,7 +79,7 @@ class MicroBatchLoader:
         self._numbers.first_step = self._next_step = state["step"]
 
     def __iter__(self) -> Iterator[list[RawMicroBatch]]:
-        """For each step its raw micro-batches; `to_batches` makes tensors of them.
+        """For each step its raw micro-batches; `to_batch` makes tensors of them.
 
         An item with a picture that cannot be read is blank, and says so in its `problem`.
         """
@@ -111,11 +105,6 @@ class MicroBatchLoader:
                 f"data.workers: found {self._loader.num_workers}, and one of these processes was lost ({error}); give "
                 "the machine more memory or the run fewer workers, and start it again"
             ) from error
-
-    def to_batches(self, step: list[RawMicroBatch], visual_tokens: int, length: int) -> list[Batch]:
-        """A step's micro-batches with `visual_tokens` slots an image, padded to `length`."""
-        shape = (visual_tokens, length, self._packed, self._multiple)
-        return [self._items.batch(items, *shape) for items in step]
 
 
 @dataclass

@@ -66,9 +66,15 @@ class RawItems:
             return RawItem(encoded, pictures, index, guide, problem=str(error)).blank()
         return RawItem(encoded, pictures, index, guide)
 
-    def batch(
-        self, items: RawMicroBatch, visual_tokens: int, length: int, packed: bool = False, multiple: int = 1
-    ) -> Batch:
-        """A micro-batch with `visual_tokens` slots an image, padded to `length`; packed, multiple: as of `collate`."""
-        ids = image_token_id(self.tokenizer), pad_token_id(self.tokenizer)
-        return collate(items, visual_tokens, length, *ids, packed, has_gpu(), multiple)
+
+def to_batch(
+    items: RawMicroBatch,
+    tokenizer: PreTrainedTokenizerBase,
+    visual_tokens: int,
+    length: int,
+    packed: bool = False,
+    multiple: int = 1,
+) -> Batch:
+    """A micro-batch with `visual_tokens` slots an image, padded to `length`; packed, multiple: as of `collate`."""
+    ids = image_token_id(tokenizer), pad_token_id(tokenizer)
+    return collate(items, visual_tokens, length, *ids, packed, has_gpu(), multiple)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
-from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -14,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_sts.config import LanguageArchitecture, Recipe
 from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.initialize import initialize_fresh
+from megatron_sts.model.logits import ReadableGPTModel
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.precision import parameter_dtype
 from megatron_sts.model.projector import Projector
@@ -48,7 +48,7 @@ def _build_chunk(
     stage = virtual_stage if recipe.parallel.virtual_pipeline > 1 else None
     first = parallel_state.is_pipeline_first_stage(ignore_virtual=stage is None, vp_stage=stage)
     last = parallel_state.is_pipeline_last_stage(ignore_virtual=stage is None, vp_stage=stage)
-    gpt = GPTModel(
+    gpt = ReadableGPTModel(
         config=config,
         transformer_layer_spec=block_spec(config, groups, stage),
         vocab_size=language.padded_vocabulary_size,

@@ -6,7 +6,6 @@ It only wires: visual_tokens.py has the way of the visual tokens to their ranks.
 from collections.abc import Sequence
 from typing import Any
 
-from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -14,6 +13,7 @@ from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor
 
 from megatron_sts.data import Batch
+from megatron_sts.model.logits import LogitsReader, ReadableGPTModel
 from megatron_sts.model.packing import packed_parameters
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.skippable_layer import hand_down_plan
@@ -35,7 +35,7 @@ class MultimodalModel(MegatronModule):
     def __init__(
         self,
         config: TransformerConfig,
-        language: GPTModel,
+        language: ReadableGPTModel,
         groups: ProcessGroupCollection,
         vision: VisionTower | None = None,
         projector: Projector | None = None,
@@ -80,6 +80,7 @@ class MultimodalModel(MegatronModule):
         labels: Tensor | None = None,
         segments: Sequence[int] | None = None,
         text: TextRows | None = None,
+        reader: LogitsReader | None = None,
     ) -> Tensor:
         """One micro-batch through this chunk.
 
@@ -89,12 +90,14 @@ class MultimodalModel(MegatronModule):
         3. Last chunk: with labels [b, s] the loss per token [b, s], without the logits [b, s, V / t].
         Other chunks return hidden states [s, b, h] (s divided by t under sequence parallelism).
         segments: lengths of the samples that lie end to end in a micro-batch of one row: each attends to itself
-        alone, with positions of its own. text: needed where the plan skips layers for visual tokens.
+        alone, with positions of its own. text: needed where the plan skips layers for visual tokens. reader: takes in
+        the logits of the last chunk, where they become the loss.
         """
         embedded = None
         if self.pre_process:
             assert batch is not None
             embedded = self._embed(batch, segments)
+        self.language.reader = reader
         return self.language(
             input_ids=None,
             position_ids=None,

@@ -116,7 +116,7 @@ def _stage_forecast(
     found = sparsity(resolved, planned)
     work = None
     if stage.data.text_tokens is not None:
-        simulation = StageSimulation(recipe, earlier, planned, micro_batches, found.visual_tokens)
+        simulation = StageSimulation(recipe, earlier, planned, micro_batches, found)
         work = _work(recipe, earlier, planned, found, simulation)
     return StageForecast(
         planned,
@@ -151,14 +151,18 @@ def _work(
 def _sample_flops_by_rank(recipe: Recipe, planned: PlannedStage, found: Sparsity) -> list[float]:
     """Executed FLOPs of a mean sample on each pipeline stage, over all its tensor-parallel ranks."""
     parallel = recipe.parallel
-    stage_flops = (recipe, planned.stage, found.visual_tokens, 1, planned.stage.trains)
-    one, for_text = sample_flops(*stage_flops), sample_flops(*stage_flops, layers_skipped_for_visual=1)
     flops = [0.0] * parallel.pipeline
-    for number, stage in enumerate(parallel.layers_of_stages(recipe.architecture.language.layers)):
-        run, of_text = (sum(share[layer] for layer in stage) for share in (found.run_share, found.text_share))
-        flops[number % parallel.pipeline] += one.layers * (run - of_text) + for_text.layers * of_text
-    flops[0] += one.tower + one.projector
-    flops[-1] += one.head
+    passes = [(found.visual_tokens, planned.stage.trains, 1.0, found.run_share, found.text_share)]
+    if (teacher := found.teacher) is not None:
+        passes.append((teacher.visual_tokens, (), teacher.share, teacher.run_share, teacher.text_share))
+    for visual_tokens, trains, share, run_share, text_share in passes:
+        stage_flops = (recipe, planned.stage, visual_tokens, 1, trains)
+        one, for_text = sample_flops(*stage_flops), sample_flops(*stage_flops, layers_skipped_for_visual=1)
+        for number, stage in enumerate(parallel.layers_of_stages(recipe.architecture.language.layers)):
+            run, of_text = (sum(of_layers[layer] for layer in stage) for of_layers in (run_share, text_share))
+            flops[number % parallel.pipeline] += one.layers * (run - of_text) + for_text.layers * of_text
+        flops[0] += share * (one.tower + one.projector)
+        flops[-1] += share * one.head
     return flops
 
 

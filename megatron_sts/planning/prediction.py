@@ -6,7 +6,7 @@ from megatron_sts.config import Recipe, Selection
 from megatron_sts.errors import ConfigError
 from megatron_sts.planning.costs import micro_batch_costs
 from megatron_sts.planning.scope import PlannedStage
-from megatron_sts.planning.sparsity import strided
+from megatron_sts.planning.sparsity import Sparsity, strided
 from megatron_sts.sts import PipelineSchedule, StepPlan, StepTime, resolve_skip_groups
 
 # Steps whose time is simulated, in even strides, and the passes that may go into all of them.
@@ -50,13 +50,16 @@ class StageSimulation:
     """Simulates the steps of one stage of training, on any split of the layers and with either selection."""
 
     def __init__(
-        self, recipe: Recipe, earlier: Recipe | None, planned: PlannedStage, micro_batches: int, visual_tokens: int
+        self, recipe: Recipe, earlier: Recipe | None, planned: PlannedStage, micro_batches: int, found: Sparsity
     ):
         """`recipe` has its groups as the user wrote them. earlier: as for `resolve_skip_groups`."""
         parallel, stage = recipe.parallel, planned.stage
         self._recipe, self._earlier, self._planned = recipe, earlier, planned
         self._found: dict[tuple[Selection | None, tuple[int, ...] | None], Prediction | None] = {}
-        self.costs = micro_batch_costs(recipe, stage, visual_tokens)
+        self.costs = micro_batch_costs(recipe, stage, found.visual_tokens)
+        self._teacher_costs = self.costs
+        if found.teacher is not None:
+            self._teacher_costs = micro_batch_costs(recipe, stage, found.teacher.visual_tokens)
         self.schedule = PipelineSchedule(parallel.pipeline, parallel.virtual_pipeline, micro_batches)
         self._dense_costs = micro_batch_costs(recipe, stage, recipe.architecture.visual_tokens)
         self._steps = strided(planned.steps, max(20, min(_SIMULATED_STEPS, _SIMULATED_PASSES // self.schedule.passes)))
@@ -76,8 +79,10 @@ class StageSimulation:
         stages = recipe.parallel.layers_of_stages(recipe.architecture.language.layers)
         dense = self.schedule.simulate(*self._dense_costs.of_stages([(len(stage), 0) for stage in stages]))
         steps = self._simulated(stages, [planner.plan(step) for step in self._steps])
-        total = sum(step.total for step in steps) / len(steps)
-        busy = [sum(step.busy[rank] for step in steps) / len(steps) for rank in range(len(dense.busy))]
+        teachers = [plan for step in self._steps if (plan := planner.teacher_plan(step)) is not None]
+        passes = [*steps, *self._simulated(stages, teachers, forward_only=True)]
+        total = sum(one.total for one in passes) / len(steps)
+        busy = [sum(one.busy[rank] for one in passes) / len(steps) for rank in range(len(dense.busy))]
         work_saved = 1.0 - sum(busy) / sum(dense.busy)
         return Prediction(
             dense_step_time=dense.total,
@@ -87,10 +92,14 @@ class StageSimulation:
             retained_saving=(1.0 - total / dense.total) / work_saved if work_saved > _ROUNDING else None,
         )
 
-    def _simulated(self, stages: list[range], plans: list[StepPlan]) -> list[StepTime]:
-        """The steps of these plans; those that run as many layers on every virtual stage are simulated once."""
-        run = [plan.layers_run(stages) for plan in plans]
-        found = {counts: self.schedule.simulate(*self.costs.of_stages(counts)) for counts in set(run)}
+    def _simulated(self, stages: list[range], plans: list[StepPlan], forward_only: bool = False) -> list[StepTime]:
+        """The steps of these plans, or their teachers' forward passes; those that run as many layers on every virtual
+        stage are simulated once."""
+        run, costs = [plan.layers_run(stages) for plan in plans], self._teacher_costs if forward_only else self.costs
+        found = {}
+        for counts in set(run):
+            forward, backward = costs.of_stages(counts)
+            found[counts] = self.schedule.simulate(forward, [0.0] * len(backward) if forward_only else backward)
         return [found[counts] for counts in run]
 
     def _variant(self, selection: Selection | None, split: tuple[int, ...] | None) -> Recipe:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from megatron_sts.config import Recipe
 from megatron_sts.planning.scope import PlannedStage
+from megatron_sts.sts import StepPlan
 
 # The plans of a longer stage are looked at in even strides.
 _PLANNED_STEPS = 10_000
@@ -31,6 +32,7 @@ class Sparsity:
     themselves. layers_run, layers_for_text: layers that run, and that run their MLP for text alone: mean, fewest and
     most in a step; run_share, text_share: the share of the steps in which a layer does.
     visual_tokens: kept of each image, of visual_tokens_dense; where a schedule moves it, the mean over the steps.
+    teacher: of the sparse forward passes that full steps distill from; None where there are none.
     """
 
     skip: Probabilities
@@ -41,6 +43,21 @@ class Sparsity:
     text_share: tuple[float, ...]
     visual_tokens: int
     visual_tokens_dense: int
+    teacher: "TeacherPasses | None"
+
+
+@dataclass(frozen=True)
+class TeacherPasses:
+    """Forward passes under a sparse plan in steps that distill.
+
+    share: of the steps that have one. run_share, text_share: the share of all steps in which a layer runs in one, and
+    runs its MLP for text alone. visual_tokens: kept of each image, the mean over these passes.
+    """
+
+    share: float
+    run_share: tuple[float, ...]
+    text_share: tuple[float, ...]
+    visual_tokens: int
 
 
 def sparsity(recipe: Recipe, planned: PlannedStage) -> Sparsity:
@@ -60,6 +77,22 @@ def sparsity(recipe: Recipe, planned: PlannedStage) -> Sparsity:
         text_share=_shares(for_text, layers),
         visual_tokens=round(sum(kept) / len(kept)),
         visual_tokens_dense=recipe.architecture.visual_tokens,
+        teacher=_teacher([planner.teacher_plan(step) for step in steps], layers),
+    )
+
+
+def _teacher(plans: list[StepPlan | None], layers: int) -> TeacherPasses | None:
+    """plans: of all steps, None for those without a teacher."""
+    sparse = [plan for plan in plans if plan is not None]
+    if not sparse:
+        return None
+    run = [frozenset(range(layers)) - plan.skipped_layers if plan else frozenset() for plan in plans]
+    for_text = [plan.layers_skipped_for_visual if plan else frozenset() for plan in plans]
+    return TeacherPasses(
+        share=len(sparse) / len(plans),
+        run_share=_shares(run, layers),
+        text_share=_shares(for_text, layers),
+        visual_tokens=round(sum(plan.visual_tokens for plan in sparse) / len(sparse)),
     )
 
 

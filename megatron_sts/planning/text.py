@@ -112,7 +112,8 @@ def _by_depth(found: Probabilities) -> str:
 def _work_lines(found: RecipeForecast, stage: StageForecast, work: Work) -> list[str]:
     config, pipelined = stage.planned.stage, found.recipe.parallel.pipeline > 1
     length = f"{work.length:,}" + (f" ({work.length_dense:,} dense)" if work.length != work.length_dense else "")
-    lines = [
+    lines = _distill_lines(stage)
+    lines += [
         f"  sequence: {length} tokens, padded, of a mean sample",
         f"  not in it: {'packing' if config.data.packing else 'padding to the longest sample of a step'}, which "
         "prepare_data.py check --config measures on the data",
@@ -129,6 +130,16 @@ def _work_lines(found: RecipeForecast, stage: StageForecast, work: Work) -> list
         lines.append(f"  bubble: {work.planned.bubble:.1%} of the ranks' time ({work.planned.dense_bubble:.1%} dense)")
         lines.append(f"  split for this stage alone: {_split_text(found, work.proposed, bool(config.skip))}")
     return lines
+
+
+def _distill_lines(stage: StageForecast) -> list[str]:
+    teacher = stage.sparsity.teacher
+    if teacher is None:
+        return []
+    return [
+        f"  distilled: {teacher.share:.1%} of the steps go forward once more, under a sparse plan with "
+        f"{teacher.visual_tokens} visual tokens"
+    ]
 
 
 def _speedup(found: Prediction | None) -> str:

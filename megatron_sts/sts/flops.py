@@ -48,6 +48,15 @@ class StepFlops:
     layers: float
     head: float
 
+    def __add__(self, other: "StepFlops") -> "StepFlops":
+        """Of two passes over the model."""
+        return StepFlops(
+            self.tower + other.tower,
+            self.projector + other.projector,
+            self.layers + other.layers,
+            self.head + other.head,
+        )
+
     @property
     def total(self) -> float:
         """All parts together."""

@@ -6,7 +6,8 @@ recipe, the stage and the step: not on the rank, the layout or what was drawn be
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 from megatron_sts.config import Recipe, SkipConfig, SkippedTokens, StageConfig
 from megatron_sts.sts.balanced import BalancedSelection, RegroupedSelection
@@ -45,6 +46,12 @@ class StepPlan:
     def visual_tokens(self) -> int:
         """Visual tokens that reach the language model per image."""
         return len(self.kept_tokens)
+
+    @property
+    def leaves_out(self) -> tuple[frozenset[int], frozenset[int], int]:
+        """Layers skipped for all tokens and for visual ones, and the number of visual tokens dropped per image."""
+        dropped = self.total_visual_tokens - self.visual_tokens
+        return self.skipped_layers, self.layers_skipped_for_visual, dropped
 
     def layers_run(self, stages: Iterable[Iterable[int]]) -> tuple[tuple[int, int], ...]:
         """Of the layers of each stage how many run, and how many of these run their MLP for text alone."""
@@ -85,7 +92,7 @@ class StagePlanner:
         assert total_steps >= 1 and steps_per_epoch > 0
         self._recipe, self.stage = recipe, stage
         self._layers = recipe.architecture.language.layers
-        self._total_steps = total_steps
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._lengths = spans(stage) or (Span(0, total_steps, steps_per_epoch),)
         self._seed = recipe.seed
         self._total_visual_tokens = recipe.architecture.visual_tokens
@@ -194,6 +201,28 @@ class StagePlanner:
             order = sorted((draws.random(), layer) for layer in free)
             given |= {layer for _, layer in order[: len(skipped & visual & set(group))]}
         return given
+
+    def teacher_plan(self, step: int) -> StepPlan | None:
+        """The sparse plan whose predictions a full step is drawn towards (`distill`); None where it is not.
+
+        That of the step as it would be without the full steps of the blocks that distill.
+        """
+        asked = [block.full_share for block in self.stage.sparse_blocks.values() if block.distill]
+        if not any(is_full_step(self._seed, self.stage.name, share, step) for share in asked):
+            return None
+        full, sparse = self.plan(step), self._never_full.plan(step)
+        return None if full.leaves_out == sparse.leaves_out else sparse
+
+    @cached_property
+    def _never_full(self) -> "StagePlanner":
+        """The planner of the stage whose blocks that distill have no full steps."""
+
+        def without(block: Any) -> Any:
+            return block.model_copy(update={"full_share": 0.0}) if block is not None and block.distill else block
+
+        changes = {"skip": tuple(map(without, self.stage.skip)), "compress": without(self.stage.compress)}
+        stage = self.stage.model_copy(update=changes)
+        return StagePlanner(self._recipe, stage, self._total_steps, self._steps_per_epoch)
 
     def dense_plan(self, step: int) -> StepPlan:
         """The plan of a step that runs everything: the measure of what sparsity saves."""

@@ -21,6 +21,7 @@ from megatron_sts.sts import StagePlanner, StepPlan, step_flops
 from megatron_sts.train.comparison import Comparison, summary
 from megatron_sts.train.loop import prepare_stage
 from megatron_sts.train.resume import Start
+from megatron_sts.train.step_input import StepInput
 
 Say = Callable[[str], None]
 """Tells a line of progress."""
@@ -118,11 +119,15 @@ class Stepper:
 
     def time(self, plan: StepPlan) -> tuple[float, int]:
         """(seconds, peak memory in bytes) of one step, of the slowest and of the largest rank."""
-        micro, length = self._stage.batch.micro, self.length(plan)
+        given = self.step_input(plan)
+        return self.timed(lambda: self.parts.step.run(given))
+
+    def step_input(self, plan: StepPlan) -> StepInput:
+        """Made-up samples for one step under a plan."""
+        length = self.length(plan)
         needs_data = self._place.first_stage or self._place.last_stage
         batches = list(self.batches(plan, length)) if needs_data else None
-        text = self._text(plan)
-        return self.timed(lambda: self.parts.step.run(plan, batches, self._micro_batches, micro, length, text=text))
+        return StepInput(plan, batches, self._micro_batches, self._stage.batch.micro, length, text=self._text(plan))
 
     def _text(self, plan: StepPlan) -> list[list[Ranges]] | None:
         """Where text is in the micro-batches of `batches`; None where no layer is skipped for visual tokens."""

@@ -14,6 +14,8 @@ class StepFigures:
     visual_tokens_kept, visual_tokens_total: over the global batch. layers_skipped: 0-based layer numbers.
     layers_skipped_for_visual: those that ran, but their MLP for text alone.
     flops_dense: of the same samples with every layer and every visual token. dropped_step: nothing was updated.
+    distill_loss: in a step that distills, the mean KL divergence of a supervised token from the sparse plan's
+    predictions, in nats, without its weight; None in the others.
     validation_loss: of held-out samples after the step, with all layers and visual tokens; validation_loss_sparse:
     under the step's own plan. None where they were not measured, or the plan was dense.
     """
@@ -35,6 +37,7 @@ class StepFigures:
     flops_dense: float
     flops_executed: float
     dropped_step: bool
+    distill_loss: float | None = None
     validation_loss: float | None = None
     validation_loss_sparse: float | None = None
 

@@ -8,11 +8,7 @@ from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import padded_length
 from megatron_sts.sts import StagePlanner
 from megatron_sts.train.step import TrainStep
-
-
-def needs_registration(recipe: Recipe) -> bool:
-    """Whether FP8 keeps state that all ranks reduce together."""
-    return recipe.precision == "fp8" and recipe.fp8_recipe == "delayed"
+from megatron_sts.train.step_input import StepInput
 
 
 def register_layers(
@@ -27,4 +23,7 @@ def register_layers(
     if place.first_stage or place.last_stage:
         image_token = recipe.architecture.language.vocabulary_size - 1
         batch = collate(items, plan.visual_tokens, length, image_token, pad_token_id=0)
-    register_fp8_layers(chunks, lambda: step.run_without_gradients(plan, batch, micro, length))
+    # The interleaved schedule takes a multiple of the pipeline stages.
+    count = place.pipeline_size
+    given = StepInput(plan, None if batch is None else [batch] * count, count, micro, length)
+    register_fp8_layers(chunks, lambda: step.run_without_gradients(given))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_sts.config import Recipe
-from megatron_sts.data import Batch, RawItem, RawItems
+from megatron_sts.data import Batch, RawItem, RawItems, to_batch
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import Ranges, padded_length
 from megatron_sts.parallel.together import from_all_ranks
@@ -117,7 +117,7 @@ class HeldOutSamples:
         if not self._reads:
             return None
         length = self.padded_length(forward, plan)
-        return [self._items.batch(items, plan.visual_tokens, length) for items in self._kept[forward]]
+        return [to_batch(items, self._items.tokenizer, plan.visual_tokens, length) for items in self._kept[forward]]
 
     def _read(self, forward: ForwardPass) -> list[list[RawItem]]:
         own = forward.own(self._place)

@@ -20,16 +20,18 @@ from megatron_sts.train.bad_steps import BadSteps, step_judge
 from megatron_sts.train.checkpoint import load_checkpoint, sharded_state
 from megatron_sts.train.evaluation_step import EvaluationStep
 from megatron_sts.train.figures import StepFigures
-from megatron_sts.train.fp8_start import needs_registration, register_layers
+from megatron_sts.train.fp8_start import register_layers
 from megatron_sts.train.layer_rises import LayerRises
 from megatron_sts.train.loss_guard import check_loss_rise
 from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.output_directory import open_output_directory
+from megatron_sts.train.passes import keeps_fp8_state
 from megatron_sts.train.progress import Progress
 from megatron_sts.train.resume import Start
 from megatron_sts.train.saver import Saver
 from megatron_sts.train.stage_data import StageData
 from megatron_sts.train.step import StepResult, TrainStep
+from megatron_sts.train.step_shape import StepShape
 from megatron_sts.train.stopping import StopReason, StopRequests
 from megatron_sts.train.validation import Validation
 
@@ -68,8 +70,8 @@ def prepare_stage(recipe: Recipe, stage: StageConfig, total_steps: int, start: S
     if start.checkpoint is not None and start.resumes:
         load_checkpoint(start.checkpoint, chunks, optimizer, start.step)
     judge = step_judge(recipe, stage.name, start.step)
-    step = TrainStep(chunks, wrapped, optimizer, place, judge)
-    if needs_registration(recipe):
+    step = TrainStep(chunks, wrapped, optimizer, place, judge, keeps_fp8_state(recipe), stage.distill)
+    if keeps_fp8_state(recipe):
         register_layers(recipe, stage, chunks, step, place)
     return StageParts(chunks, optimizer, step)
 
@@ -98,7 +100,6 @@ def train_stage(
     # Up to here a start may be refused, and nothing has been written.
     rank_zero_does(lambda: open_output_directory(recipe))
     layers = recipe.architecture.language.layers
-    micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     # The last stage knows the loss and rank 0 is told it; metrics have one writer.
     with (
         Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress,
@@ -109,7 +110,7 @@ def train_stage(
         # What is there by now stays as long as the stage: no collection walks through it, and makes others wait for it.
         gc.freeze()
         began = time.perf_counter()
-        loaded = data.batches(place, start.step)
+        loaded = data.items(place, start.step)
         for step in range(start.step, data.total_steps):
             measured = rises.measured(stage, step)
             if measured is not stage:
@@ -118,24 +119,15 @@ def train_stage(
                 saver.take_up(recipe)
             running.watchdog.reached(f"{stage.name} step {step + 1}")
             asked = time.perf_counter()
-            batches = next(loaded)
-            waited = time.perf_counter() - asked
+            items = next(loaded)
             plan = data.planner.plan(step)
-            rate = parts.optimizer.learning_rate
             shape = data.shape(plan)
-            result = parts.step.run(
-                plan,
-                batches,
-                micro_batches,
-                stage.batch.micro,
-                shape.length,
-                running.requests.reason,
-                shape.own_segments(place),
-                saver.is_at_work,
-                data.own_text(plan, place),
-            )
+            given = data.step_input(plan, shape, items, place)
+            waited = time.perf_counter() - asked
+            rate = parts.optimizer.learning_rate
+            result = parts.step.run(given, running.requests.reason, saver.is_at_work)
             seconds = time.perf_counter() - began
-            figures = _figures(stage, data, plan, result, rate, seconds, waited, saver.take_stall())
+            figures = _figures(stage, data, plan, shape, result, rate, seconds, waited, saver.take_stall())
             if validation.is_due(step + 1, data.total_steps):
                 found = validation.measure(plan)
                 figures = replace(figures, validation_loss=found.dense, validation_loss_sparse=found.sparse)
@@ -208,6 +200,9 @@ def what_is_sparse(stage: StageConfig) -> str:
         }
         amount = ", ".join(f"{name} {value}" for name, value in amounts.items() if value is not None)
         parts.append(f"keeps visual tokens by {compress.strategy}, {amount}")
+    if parts and (share := max(block.full_share for block in stage.sparse_blocks.values())):
+        distilled = f", distilled from the sparse ones with weight {stage.distill:g}" if stage.distill else ""
+        parts.append(f"{share:.0%} of the steps full{distilled}")
     return f"sparse: {'; '.join(parts)}" if parts else "dense: all layers and all visual tokens in every step"
 
 
@@ -215,14 +210,14 @@ def _figures(
     stage: StageConfig,
     data: StageData,
     plan: StepPlan,
+    shape: StepShape,
     result: StepResult,
     rate: float,
     seconds: float,
     waited: float,
     stalled: float,
 ) -> StepFigures:
-    shape = data.shape(plan)
-    executed, dense = data.flops(plan)
+    executed, dense = data.flops(plan, shape)
     return StepFigures(
         stage=stage.name,
         step=plan.step + 1,
@@ -241,4 +236,5 @@ def _figures(
         flops_dense=dense.total,
         flops_executed=executed.total,
         dropped_step=result.dropped,
+        distill_loss=result.distill_loss,
     )

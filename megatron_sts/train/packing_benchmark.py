@@ -6,7 +6,6 @@ nor weights are read.
 
 import statistics
 from dataclasses import dataclass, field
-from typing import Any
 
 from megatron_sts.config import Recipe, StageConfig, keys_of_stage
 from megatron_sts.parallel.device import device_name
@@ -14,6 +13,7 @@ from megatron_sts.parallel.groups import Place, start_groups
 from megatron_sts.train.benchmark import Say, Stepper
 from megatron_sts.train.comparison import Comparison
 from megatron_sts.train.stage_data import StageData
+from megatron_sts.train.step_input import StepInput
 
 _WAYS = {"padded": False, "packed": True}
 
@@ -99,7 +99,6 @@ def _time(stepper: Stepper, data: StageData, stage: StageConfig, step: int, plac
             )
             for samples in own
         ]
-    rows: dict[str, Any] = {"segments": shape.own_segments(place), "text": data.own_text(plan, place)}
-    return stepper.timed(
-        lambda: stepper.parts.step.run(plan, batches, len(own), stage.batch.micro, shape.length, **rows)
-    )
+    segments, text = shape.own_segments(place), data.own_text(plan, place)
+    given = StepInput(plan, batches, len(own), stage.batch.micro, shape.length, segments, text)
+    return stepper.timed(lambda: stepper.parts.step.run(given))

@@ -1,27 +1,20 @@
 """The data of one stage, and the plan and shape of each of its steps."""
 
 import copy
-import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from itertools import accumulate, repeat
 from pathlib import Path
 
 import numpy as np
-import torch.distributed as dist
-from rich.console import Console
 
 from megatron_sts.config import Recipe, Run, SkipConfig, StageConfig
 from megatron_sts.data import (
-    Batch,
     FittedSamples,
     ImageReader,
     LengthGroups,
     MicroBatchLoader,
     PixelCache,
-    PreparedSamples,
     RawItems,
     SampleIndex,
     StepSampler,
@@ -29,42 +22,22 @@ from megatron_sts.data import (
     find_template,
     load_image_processor,
     load_tokenizer,
-    prepare_samples,
     rank_slice,
+    to_batch,
     with_tail,
 )
-from megatron_sts.data.workers import Progress, StartProgress, untold
+from megatron_sts.data.raw_items import RawMicroBatch
 from megatron_sts.errors import DataError
-from megatron_sts.evaluation.progress import shown_if_long
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import Ranges, padded_length, round_up, sample_multiple
-from megatron_sts.parallel.together import from_all_ranks, rank_zero_works
-from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, check_sample_count, step_flops, with_length
+from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, step_flops, with_length
 from megatron_sts.train.held_out_data import is_held_out, validation_stage
-from megatron_sts.train.output_directory import index_file
+from megatron_sts.train.measured_data import measure_together
 from megatron_sts.train.quarantine import Quarantine
+from megatron_sts.train.step_input import StepInput
+from megatron_sts.train.step_shape import StepShape
 
 _CACHED_PIXELS_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class StepShape:
-    """Sizes of one step that all ranks agree on without sending them.
-
-    length: padded sequence length. rows: sequences of that length. images: in the global batch. tokens: positions
-    that are not padding. segments: by micro-batch of the global batch, the lengths that attention keeps apart in its
-    one packed row; None where samples are not packed and each is a row.
-    """
-
-    length: int
-    rows: int
-    images: int
-    tokens: int
-    segments: tuple[tuple[int, ...], ...] | None
-
-    def own_segments(self, place: Place) -> tuple[tuple[int, ...], ...] | None:
-        """Those of this rank's micro-batches, on every pipeline stage."""
-        return None if self.segments is None else self.segments[place.data_rank :: place.data_size]
 
 
 class StageData:
@@ -80,7 +53,7 @@ class StageData:
         self._multiple = sample_multiple(recipe.parallel.context)
         self.tokenizer = load_tokenizer(recipe)
         self._template = find_template(stage.data.template, self.tokenizer)
-        self.prepared = self._prepare()
+        self.prepared = measure_together(recipe, stage, self._template, self.tokenizer)
         held_out = is_held_out(stage, self.prepared.samples.numbers)
         self.samples, self.index = self._part(~held_out)
         self.validation = self._validation(held_out)
@@ -142,71 +115,46 @@ class StageData:
         """Samples whose visual tokens are to be chosen by words that they do not have; `uniform` steps in."""
         return int(self.index.lacks_guide.sum()) if self._guided else 0
 
-    def _prepare(self) -> PreparedSamples:
-        """On rank 0, which shows its progress, then on the others, which find its index.
+    def shape(self, plan: StepPlan, cut_as: StepPlan | None = None) -> StepShape:
+        """The shape of a step under a plan: the least legal length for the step's samples.
 
-        Raises DataError on all ranks where some have other samples, for which they would wait for each other for ever.
+        cut_as: the plan whose lengths decide which samples are packed together; by default the same.
         """
-        if not dist.is_initialized():
-            return self._measure()
-        found: list[PreparedSamples] = []
-
-        def measure_first(gets_on: Callable[[], None]) -> None:
-            console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-            with ExitStack() as stack:
-
-                def start(what: str) -> Progress:
-                    show = stack.enter_context(shown_if_long(f"{what} for stage {self._stage.name}", console))
-
-                    def progress(done: int, total: int) -> None:
-                        show(done, total)
-                        gets_on()
-
-                    return progress
-
-                found.append(self._measure(start))
-
-        rank_zero_works(measure_first, self._recipe.parallel.timeout_minutes * 60)
-        prepared = found[0] if found else self._measure()
-        counts, digests = zip(*from_all_ranks((len(prepared.samples), prepared.digest())), strict=True)
-        other = next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None)
-        if other is not None:
-            raise DataError(
-                f"stages.{self._stage.name}.data: rank 0 finds {counts[0]:,} samples to train on and rank {other} "
-                f"{counts[other]:,}, or of other lengths; give all nodes the same data, images and tokenizer, and an "
-                "output_dir that they share"
-            )
-        return prepared
-
-    def _measure(self, progress: StartProgress = untold) -> PreparedSamples:
-        stage = self._stage
-        return prepare_samples(
-            index_file(self._recipe, stage),
-            stage.data.train,
-            self._template,
-            self.tokenizer,
-            stage.data.system_prompt,
-            stage.data.images,
-            StagePlanner(self._recipe, stage, 1, 1.0).most_visual_tokens(),
-            stage.data.max_tokens,
-            stage.data.too_long,
-            stage.data.max_bad_records,
-            partial(check_sample_count, stage),
-            progress,
-        )
-
-    def shape(self, plan: StepPlan) -> StepShape:
-        """The shape of a step under a plan: the least legal length for the step's samples."""
         indices = self.sampler.samples_of_step(plan.step)
-        lengths = self.index.of(indices).lengths(plan.visual_tokens)
-        tokens, images = int(lengths.sum()), int(self.index.images[indices].sum())
+        index = self.index.of(indices)
+        lengths = index.lengths(plan.visual_tokens)
+        tokens, images = int(lengths.sum()), int(index.images.sum())
         if not self._stage.data.packing:
             return StepShape(padded_length(int(lengths.max()), self._recipe), len(indices), images, tokens, None)
-        micro_batches = self._cut(lengths.tolist())
+        micro_batches = self._cut(index.lengths((cut_as or plan).visual_tokens).tolist())
         rows = [[round_up(length, self._multiple) for length in lengths[places].tolist()] for places in micro_batches]
         length = padded_length(max(map(sum, rows)), self._recipe)
         segments = tuple(with_tail(row, length) for row in rows)
         return StepShape(length, len(segments), images, tokens, segments)
+
+    def step_input(
+        self, plan: StepPlan, shape: StepShape, items: list[RawMicroBatch] | None, place: Place
+    ) -> StepInput:
+        """What this rank is given for a step: its items, as `items` yields them, under a plan and its shape."""
+        sparse, teacher = self.planner.teacher_plan(plan.step), None
+        if sparse is not None:
+            teacher = self._input(sparse, self.shape(sparse, cut_as=plan), items, place)
+        return replace(self._input(plan, shape, items, place), teacher=teacher)
+
+    def _input(self, plan: StepPlan, shape: StepShape, items: list[RawMicroBatch] | None, place: Place) -> StepInput:
+        batch, batches = self._stage.batch, None
+        if items is not None:
+            sizes = (self.tokenizer, plan.visual_tokens, shape.length, self._stage.data.packing, self._multiple)
+            batches = [to_batch(of_micro_batch, *sizes) for of_micro_batch in items]
+        return StepInput(
+            plan,
+            batches,
+            micro_batches=batch.global_size // (batch.micro * place.data_size),
+            micro=batch.micro,
+            length=shape.length,
+            segments=shape.own_segments(place),
+            text=self.own_text(plan, place),
+        )
 
     def own_text(self, plan: StepPlan, place: Place) -> list[list[Ranges]] | None:
         """Of this rank's micro-batches the positions of text in each row, on every pipeline stage.
@@ -241,15 +189,23 @@ class StageData:
         """Ids of the samples in one micro-batch, by its number in the global batch, of a 0-based step."""
         return [self.samples[index].id for index in self.micro_batches(step)[micro_batch]]
 
-    def flops(self, plan: StepPlan) -> tuple[StepFlops, StepFlops]:
-        """(executed, dense) FLOPs of a step; dense is the same samples with every layer and visual token."""
-        return self._flops(plan), self._flops(self.planner.dense_plan(plan.step))
+    def flops(self, plan: StepPlan, shape: StepShape) -> tuple[StepFlops, StepFlops]:
+        """(executed, dense) FLOPs of a step; dense is the same samples with every layer and visual token.
 
-    def _flops(self, plan: StepPlan) -> StepFlops:
-        shape = self.shape(plan)
+        What a step executes includes the forward pass that it distills from.
+        """
+        dense_plan = self.planner.dense_plan(plan.step)
+        dense_shape = shape if plan.visual_tokens == dense_plan.visual_tokens else self.shape(dense_plan)
+        executed, trains = self._flops(plan, shape, self._stage.trains), self._stage.trains
+        teacher = self.planner.teacher_plan(plan.step)
+        if teacher is not None:
+            executed += self._flops(teacher, self.shape(teacher, cut_as=plan), ())
+        return executed, self._flops(dense_plan, dense_shape, trains)
+
+    def _flops(self, plan: StepPlan, shape: StepShape, trains: tuple[str, ...]) -> StepFlops:
         return step_flops(
             self._recipe.architecture,
-            self._stage.trains,
+            trains,
             rows=shape.rows,
             images=shape.images,
             length=shape.length,
@@ -261,8 +217,8 @@ class StageData:
             scored_tokens=plan.scored_tokens,
         )
 
-    def batches(self, place: Place, first_step: int) -> Iterator[list[Batch] | None]:
-        """This rank's micro-batches of each step from `first_step` on; None on middle pipeline stages.
+    def items(self, place: Place, first_step: int) -> Iterator[list[RawMicroBatch] | None]:
+        """The items of this rank's micro-batches of each step from `first_step` on; None on middle pipeline stages.
 
         Only the first stage reads pictures, each rank those that its tower sees; the last reads tokens for their
         labels. Records whose pictures cannot be read are blank on all ranks (train/quarantine.py), which is settled by
@@ -273,12 +229,10 @@ class StageData:
         loaded = iter(loader) if loader is not None else repeat(None)
         for step, raw in zip(range(first_step, self.total_steps), loaded, strict=False):
             bad = quarantine.of_step(step, self.sampler.samples_of_step(step), raw or [])
-            if loader is None or raw is None:
+            if raw is None:
                 yield None
                 continue
-            settled = [[item.blank() if item.sample_index in bad else item for item in items] for items in raw]
-            plan = self.planner.plan(step)
-            yield loader.to_batches(settled, plan.visual_tokens, self.shape(plan).length)
+            yield [[item.blank() if item.sample_index in bad else item for item in items] for items in raw]
 
     def raw_items(self, place: Place) -> RawItems:
         """Reads the stage's samples on this rank: pictures where it holds the tower, those that its tower sees."""
@@ -312,7 +266,6 @@ class StageData:
             self.total_steps,
             stage.data.workers,
             packed=self.micro_batches if stage.data.packing else None,
-            multiple=self._multiple,
         )
         loader.load_state_dict({"step": first_step})
         return loader

@@ -12,14 +12,16 @@ import torch
 import torch.distributed as dist
 
 from megatron_sts.config import Recipe
-from megatron_sts.data import Batch
 from megatron_sts.parallel.groups import start_groups
+from megatron_sts.sts import StepPlan
 from megatron_sts.train import stages
 from megatron_sts.train import step as step_module
 from megatron_sts.train.bad_steps import BAD_STEPS_FILE
 from megatron_sts.train.loop import prepare_stage
 from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
+from megatron_sts.train.step_input import StepInput
+from tests.parallel.observe import step_inputs
 from tests.parallel.test_resume import _metrics
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_recipe
@@ -35,9 +37,13 @@ def _state(parts: Any) -> list[torch.Tensor]:
     return [value.detach().clone() for value in tensors]
 
 
-def _spoiled(batch: Batch, factor: float) -> Batch:
-    assert batch.pixels is not None
-    return replace(batch, pixels=batch.pixels * factor)
+def _spoiled(given: StepInput, factor: float) -> StepInput:
+    """The second micro-batch's pictures times a factor."""
+    assert given.batches is not None
+    batches = list(given.batches)
+    assert batches[1].pixels is not None
+    batches[1] = replace(batches[1], pixels=batches[1].pixels * factor)
+    return replace(given, batches=batches)
 
 
 def _three_steps_the_last_spoiled(recipe: Recipe, factor: float) -> tuple[Any, bool]:
@@ -45,13 +51,11 @@ def _three_steps_the_last_spoiled(recipe: Recipe, factor: float) -> tuple[Any, b
     stage = recipe.stage("tune")
     data = StageData(recipe, stage)
     parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
-    micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
-    for step, batches in zip(range(3), data.batches(place, 0), strict=False):
-        if step == 2 and batches and place.first_stage and place.data_rank == place.data_size - 1:
-            batches = [batches[0], _spoiled(batches[1], factor), *batches[2:]]
-        plan = data.planner.plan(step)
+    for step, given in enumerate(step_inputs(data, place, 3)):
+        if step == 2 and place.first_stage and place.data_rank == place.data_size - 1:
+            given = _spoiled(given, factor)
         before = _state(parts)
-        result = parts.step.run(plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
+        result = parts.step.run(given)
         unchanged = all(torch.equal(one, two) for one, two in zip(before, _state(parts), strict=True))
         assert unchanged == result.dropped
     return result.judgement, unchanged
@@ -103,14 +107,13 @@ def test_gradient_far_above_the_earlier_ones_is_a_spike(tmp_path, action):
 
 def _train_spoiled(recipe: Recipe, picture: float) -> None:
     """A run whose rank 1 reads pictures that are `picture` in one micro-batch of each step from the second on."""
-    original = StageData.batches
+    original = StageData.step_input
 
-    def batches(self: StageData, place: Any, first_step: int) -> Any:
-        for step, found in enumerate(original(self, place, first_step)):
-            spoils = step > 0 and place.data_rank == 1
-            yield [found[0], _spoiled(found[1], picture)] if spoils else found
+    def step_input(self: StageData, plan: StepPlan, shape: Any, items: Any, place: Any) -> StepInput:
+        given = original(self, plan, shape, items, place)
+        return _spoiled(given, picture) if plan.step > 0 and place.data_rank == 1 else given
 
-    with mock.patch.object(StageData, "batches", batches):
+    with mock.patch.object(StageData, "step_input", step_input):
         stages.train(recipe)
 
 

@@ -25,6 +25,7 @@ from megatron_sts.sts import StagePlanner
 from megatron_sts.train.benchmark import Stepper
 from megatron_sts.train.checkpoint import load_checkpoint
 from megatron_sts.train.checkpoint_save import CheckpointSave
+from megatron_sts.train.step_input import StepInput
 from tests.gpu.kernels import activities, kernels_of, products
 
 
@@ -105,23 +106,21 @@ def padding(recipe: Recipe, steps: int) -> dict[str, Any]:
     The distance of two gradients over the length of the first, all trained parameters taken as one vector.
     """
     stepper, planner = _stepper(recipe, "tune", steps)
-    plan = planner.dense_plan(0)
-    length = stepper.length(plan)
-    one, other = (list(stepper.batches(plan, length)) for _ in range(2))
+    one, other = (stepper.step_input(planner.dense_plan(0)) for _ in range(2))
     more = round_up(64, length_multiple(recipe))
-    longer = [
+    assert one.batches is not None
+    batches = [
         replace(
             batch,
             tokens=F.pad(batch.tokens, (0, more), value=0),
             labels=F.pad(batch.labels, (0, more), value=IGNORED_LABEL),
         )
-        for batch in one
+        for batch in one.batches
     ]
+    longer = replace(one, batches=batches, length=one.length + more)
 
-    def gradients(batches: list[Any]) -> tuple[float, Tensor]:
-        sums = stepper.parts.step.forward_backward(
-            plan, batches, len(batches), recipe.stage("tune").batch.micro, batches[0].tokens.size(1)
-        )
+    def gradients(given: StepInput) -> tuple[float, Tensor]:
+        sums = stepper.parts.step.forward_backward(given)
         grads = [parameter.main_grad.flatten() for parameter in stepper.parts.chunks[0].parameters() if _has(parameter)]
         return sums.loss, torch.cat(grads).clone()
 
@@ -156,9 +155,7 @@ def quick(recipe: Recipe, steps: int) -> dict[str, Any]:
         losses = []
         for step in range(steps):
             plan = skipping if step % 2 else dense
-            batches = list(stepper.batches(plan, stepper.length(plan)))
-            micro = recipe.stage("tune").batch.micro
-            losses.append(stepper.parts.step.run(plan, batches, len(batches), micro, stepper.length(plan)).loss)
+            losses.append(stepper.parts.step.run(stepper.step_input(plan)).loss)
         return losses
 
     def weights() -> list[Tensor]:
@@ -168,8 +165,7 @@ def quick(recipe: Recipe, steps: int) -> dict[str, Any]:
     path = CheckpointSave(recipe, "tune", steps, stepper.parts.state(), copies=False).finish()
     losses = run(stepper)
     before = weights()
-    batches = list(stepper.batches(skipping, stepper.length(skipping)))
-    stepper.parts.step.run(skipping, batches, len(batches), recipe.stage("tune").batch.micro, stepper.length(skipping))
+    stepper.parts.step.run(stepper.step_input(skipping))
     moved = [not torch.equal(old, new) for old, new in zip(before, weights(), strict=True)]
     again, _ = _stepper(recipe, "tune", 2 * steps + 1)
     load_checkpoint(path, again.parts.chunks, again.parts.optimizer, steps)

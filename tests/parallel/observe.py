@@ -5,25 +5,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from megatron_sts.config import Recipe
 from megatron_sts.model.mllm import MultimodalModel
-from megatron_sts.parallel.groups import start_groups
+from megatron_sts.parallel.groups import Place, start_groups
 from megatron_sts.train.loop import prepare_stage
 from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
+from megatron_sts.train.step_input import StepInput
 from tests.ranks import run_ranks
 
 
 @dataclass
 class Observation:
-    """Losses, gradient norms and layers skipped by step; gradients of the first and weights after the last, by key."""
+    """Losses, gradient norms, divergences from a teacher and layers skipped by step; gradients of the first and weights
+    after the last, by key."""
 
     losses: list[float]
     grad_norms: list[float]
+    distill_losses: list[float | None]
     skipped: list[list[int]]
     skipped_for_visual: list[list[int]]
     gradients: dict[str, np.ndarray]
@@ -56,6 +60,7 @@ def _observation(ranks: list[dict[str, Any]]) -> Observation:
     return Observation(
         first["losses"],
         first["grad_norms"],
+        first["distill_losses"],
         first["skipped"],
         first["skipped_for_visual"],
         whole_tensors(pieces["gradients"]),
@@ -68,6 +73,9 @@ def assert_same(found: Observation, expected: Observation) -> None:
     assert found.skipped == expected.skipped
     assert found.skipped_for_visual == expected.skipped_for_visual
     np.testing.assert_allclose(found.losses, expected.losses, rtol=2e-6)
+    for one, other in zip(found.distill_losses, expected.distill_losses, strict=True):
+        # A difference of two logarithms that nearly cancel.
+        assert (one is None) == (other is None) and (one is None or one == pytest.approx(other, rel=1e-4, abs=1e-7))
     np.testing.assert_allclose(found.grad_norms, expected.grad_norms, rtol=2e-5)
     for kind in ("gradients", "weights"):
         one, other = getattr(found, kind), getattr(expected, kind)
@@ -90,19 +98,16 @@ def _observe_rank(recipe: Recipe, stage_name: str, steps: int) -> dict[str, Any]
     stage = recipe.stage(stage_name)
     data = StageData(recipe, stage)
     parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
-    micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
-    lists = ("losses", "grad_norms", "skipped", "skipped_for_visual", "gradients")
+    lists = ("losses", "grad_norms", "distill_losses", "skipped", "skipped_for_visual", "gradients")
     result: dict[str, Any] = {name: [] for name in lists}
-    for step, batches in zip(range(steps), data.batches(place, 0), strict=False):
-        plan = data.planner.plan(step)
-        shape = data.shape(plan)
-        arguments = (plan, batches, micro_batches, stage.batch.micro, shape.length)
-        rows = {"segments": shape.own_segments(place), "text": data.own_text(plan, place)}
-        if step == 0 and not recipe.optimizer.distributed:
+    for given in step_inputs(data, place, steps):
+        plan = given.plan
+        if plan.step == 0 and not recipe.optimizer.distributed:
             # The distributed optimiser leaves each rank the sums of its own shard alone.
-            parts.step.forward_backward(*arguments, **rows)
+            parts.step.forward_backward(given)
             result["gradients"] = pieces_of(parts.chunks, gradients=True)
-        done = parts.step.run(*arguments, **rows)
+        done = parts.step.run(given)
+        result["distill_losses"].append(done.distill_loss)
         result["losses"].append(done.loss)
         result["grad_norms"].append(done.grad_norm)
         result["skipped"].append(sorted(plan.skipped_layers))
@@ -110,6 +115,13 @@ def _observe_rank(recipe: Recipe, stage_name: str, steps: int) -> dict[str, Any]
     parts.step.gather_weights()
     result["weights"] = pieces_of(parts.chunks, gradients=False)
     return result
+
+
+def step_inputs(data: StageData, place: Place, steps: int) -> Iterator[StepInput]:
+    """What a rank is given for the first steps of a stage."""
+    for step, items in zip(range(steps), data.items(place, 0), strict=False):
+        plan = data.planner.plan(step)
+        yield data.step_input(plan, data.shape(plan), items, place)
 
 
 def fill(chunks: list[MultimodalModel], tensors: Mapping[str, torch.Tensor]) -> None:

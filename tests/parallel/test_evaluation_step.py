@@ -19,6 +19,7 @@ from megatron_sts.train.held_out import HeldOutSamples
 from megatron_sts.train.loop import prepare_stage
 from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
+from tests.parallel.observe import step_inputs
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
@@ -48,12 +49,10 @@ def _measured(recipe: Recipe, measures: bool) -> dict[str, Any]:
     place, stage = start_groups(recipe.parallel, recipe.seed), recipe.stage("tune")
     data = StageData(recipe, stage)
     parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
-    micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     found: dict[str, Any] = {"training": []}
     full = full_plan(recipe.architecture.visual_tokens)
-    for plan in map(data.planner.plan, range(2)):
-        batches = next(data.batches(place, plan.step))
-        done = parts.step.run(plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
+    for given in step_inputs(data, place, 2):
+        plan, done = given.plan, parts.step.run(given)
         found["training"].append((done.loss, done.grad_norm))
         if measures and plan.step == 0:
             evaluation = EvaluationStep(recipe, parts.chunks, parts.step.modules, place)

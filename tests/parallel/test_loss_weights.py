@@ -14,7 +14,7 @@ from megatron_sts.parallel.groups import start_groups
 from megatron_sts.train.loop import prepare_stage
 from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
-from tests.parallel.observe import assert_same, observe_all
+from tests.parallel.observe import assert_same, observe_all, step_inputs
 from tests.ranks import run_ranks
 from tests.tiny import tiny_data, tiny_recipe, tiny_tokenizer
 
@@ -59,9 +59,10 @@ def _by_hand(recipe: Recipe) -> tuple[float, dict[str, np.ndarray], int, float]:
     data = StageData(recipe, stage)
     parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
     (model,) = parts.chunks
-    batches = next(data.batches(place, 0))
+    (given,) = step_inputs(data, place, 1)
+    batches = given.batches
     assert batches is not None
-    model.set_plan(data.planner.plan(0))
+    model.set_plan(given.plan)
     parts.step._wrapped[0].begin_step([])
     losses, weights = [], []
     for batch in batches:
@@ -83,13 +84,8 @@ def _by_step(recipe: Recipe) -> tuple[float, dict[str, np.ndarray], int]:
     stage = recipe.stage("tune")
     data = StageData(recipe, stage)
     parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
-    plan = data.planner.plan(0)
-    shape = data.shape(plan)
-    batches = next(data.batches(place, 0))
-    assert batches is not None
-    sums = parts.step.forward_backward(
-        plan, batches, len(batches), stage.batch.micro, shape.length, segments=shape.own_segments(place)
-    )
+    (given,) = step_inputs(data, place, 1)
+    sums = parts.step.forward_backward(given)
     (model,) = parts.chunks
     gradients = {
         name: value.main_grad.numpy().copy() for name, value in model.named_parameters() if value.requires_grad

@@ -75,7 +75,7 @@ def _shapes(recipes: list[Recipe]) -> list[tuple[StepShape, list[list[int]], lis
         micro_batches = data.micro_batches(0)
         assert sorted(index for places in micro_batches for index in places) == sorted(samples)
         of_rows = [[int(lengths[index]) for index in places] for places in micro_batches]
-        found.append((data.shape(plan), of_rows, samples, data.flops(plan)[0].layers))
+        found.append((data.shape(plan), of_rows, samples, data.flops(plan, data.shape(plan))[0].layers))
     return found
 
 

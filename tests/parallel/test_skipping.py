@@ -1,5 +1,6 @@
 """A skipped layer is left alone: its weights and moments stay bitwise as they were, under every optimiser."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from megatron_sts.train.loop import prepare_stage
 from megatron_sts.train.optimizer_state import stepped_tensors
 from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
-from tests.parallel.observe import observe
+from tests.parallel.observe import observe, step_inputs
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
@@ -50,12 +51,10 @@ def _step_with_layers_skipped(recipe: Recipe, skipped: list[frozenset[int]]) -> 
     stage = recipe.stage("tune")
     data = StageData(recipe, stage)
     parts = prepare_stage(recipe, stage, data.total_steps, Start(None, 0), place)
-    micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
     states = [_state_by_layer(parts)]
-    for step, batches in zip(range(len(skipped)), data.batches(place, 0), strict=False):
-        full = data.planner.plan(step)
-        plan = StepPlan(step, skipped[step], full.kept_tokens, full.total_visual_tokens)
-        result = parts.step.run(plan, batches, micro_batches, stage.batch.micro, data.shape(plan).length)
+    for step, given in enumerate(step_inputs(data, place, len(skipped))):
+        plan = StepPlan(step, skipped[step], given.plan.kept_tokens, given.plan.total_visual_tokens)
+        result = parts.step.run(replace(given, plan=plan))
         assert np.isfinite(result.grad_norm) and not result.dropped
         parts.step.gather_weights()
         states.append(_state_by_layer(parts))

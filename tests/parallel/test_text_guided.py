@@ -21,6 +21,7 @@ from megatron_sts.sts import StepPlan
 from megatron_sts.train.loop import prepare_stage
 from megatron_sts.train.resume import Start
 from megatron_sts.train.stage_data import StageData
+from tests.parallel.observe import step_inputs
 from tests.ranks import run_ranks
 from tests.tiny import tiny_data, tiny_recipe, tiny_tokenizer
 
@@ -70,13 +71,10 @@ def _choose(recipes: list[Recipe]) -> list[tuple[float, Chosen]]:
         place, stage = start_groups(recipe.parallel, recipe.seed), recipe.stage("tune")
         data = StageData(recipe, stage)
         parts = prepare_stage(recipe, stage, 1, Start(None, 0), place)
-        plan = data.planner.plan(0)
-        shape, batches = data.shape(plan), next(data.batches(place, 0))
+        (given,) = step_inputs(data, place, 1)
         chosen: Chosen = {}
         with patch.dict(STRATEGIES, {"text_guided": _Recorder(chosen)}):
-            sums = parts.step.forward_backward(
-                plan, batches, len(batches), stage.batch.micro, shape.length, segments=shape.own_segments(place)
-            )
+            sums = parts.step.forward_backward(given)
         found.append((sums.loss, chosen))
     return found
 

@@ -17,6 +17,17 @@ SIGLIP = (f"{VISION}.family=siglip", f"{VISION}.feature_select=full")
 # (name of the check, overrides that break it, parts of the message)
 BROKEN: list[tuple[str, list[str], list[str]]] = [
     (
+        "check_distill",
+        ["stages.tune.skip.distill=0.5"],
+        ["stages.tune.skip.distill is 0.5, but stages.tune.skip.full_share is 0", "set full_share"],
+    ),
+    (
+        "check_distill",
+        [f"stages.tune.{block}.{key}" for block in ("skip", "compress") for key in ("full_share=0.1", "distill=1")]
+        + ["stages.tune.compress.distill=2"],
+        ["stages.tune.skip.distill 1, stages.tune.compress.distill 2", "give the same weight"],
+    ),
+    (
         "check_vision_sizes",
         [f"{VISION}.patch_size=96"],
         [f"{VISION}.patch_size is 96, larger than vision.image_size 84", "at least one patch"],

@@ -26,6 +26,7 @@ from megatron_sts.data import (
     encode,
     image_token_id,
     load_image_processor,
+    to_batch,
 )
 from megatron_sts.errors import ConfigError, DataError
 from megatron_sts.parallel.exchange import own_share
@@ -161,7 +162,10 @@ def test_a_rank_without_reader_loads_no_pixels(make_loader: Callable[..., MicroB
 
 
 def test_ranks_that_share_a_micro_batch_read_each_picture_once(
-    make_loader: Callable[..., MicroBatchLoader], samples: list[Sample], image_folder: Path
+    make_loader: Callable[..., MicroBatchLoader],
+    samples: list[Sample],
+    image_folder: Path,
+    word_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     # Two pictures in the last sample, so that a share may end inside of one.
     last = samples[7]
@@ -175,7 +179,7 @@ def test_ranks_that_share_a_micro_batch_read_each_picture_once(
         raw = list(loader)
         ranks.append([item for step in raw for items in step for item in items])
         for step in raw:
-            (batch,) = loader.to_batches(step, visual_tokens=3, length=40)
+            (batch,) = (to_batch(items, word_tokenizer, visual_tokens=3, length=40) for items in step)
             own = share(batch.image_rows.size(0))
             assert (0 if batch.pixels is None else batch.pixels.size(0)) == len(own)
     for whole, *parts in zip(alone, *ranks, strict=True):
@@ -194,7 +198,7 @@ def test_batches_have_the_slots_and_the_length_asked_for(
 ) -> None:
     loader = make_loader(last_step=1)
     (step,) = list(loader)
-    batches = loader.to_batches(step, visual_tokens=3, length=20)
+    batches = [to_batch(items, word_tokenizer, visual_tokens=3, length=20) for items in step]
     assert len(batches) == 2
     for batch in batches:
         assert batch.tokens.shape == batch.labels.shape == (2, 20)

@@ -169,3 +169,18 @@ def test_what_a_mean_sample_does_not_show_is_said(make):
     align, tune = text.split("tune: ")
     assert "not in it: padding to the longest sample of a step, which prepare_data.py check" in align
     assert "not in it: packing, which prepare_data.py check" in tune
+
+
+def test_the_forward_passes_that_full_steps_distill_from_count(make):
+    visual = {"tokens": "visual", "alpha": 0.75, "schedule": "constant", "full_share": 0.2}
+    plain, distilling = (make(tune__skip=visual | more) for more in ({}, {"distill": 1.0}))
+    before, after = (forecast(recipe).stages[1].work for recipe in (plain, distilling))
+    sizes = {"rows": 32, "images": 32, "length": 916, "visual_tokens": 576, "text_tokens": 32 * 340}
+    forward = step_flops(plain.architecture, (), layers_run=32, layers_skipped_for_visual=24, **sizes).total
+    assert after.flops_executed - before.flops_executed == pytest.approx(60 * forward)
+    assert after.flops_dense == before.flops_dense
+    # Without a pipeline time is FLOPs.
+    assert before.planned.step_time / after.planned.step_time == pytest.approx(
+        before.flops_executed / after.flops_executed, rel=0.01
+    )
+    assert "distilled: 20.0% of the steps go forward once more" in forecast_text(forecast(distilling))

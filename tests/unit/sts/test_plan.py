@@ -284,3 +284,24 @@ def test_full_steps_run_all_layers_and_keep_all_visual_tokens():
     # Balanced draws: half of the layers in each of the other steps, as without full steps.
     assert sum(len(plan.skipped_layers) for plan in drawn) == pytest.approx(90 * LAYERS / 2, abs=1)
     assert made.most_visual_tokens() == 16
+
+
+def test_a_full_step_has_the_plan_it_would_have_without_full_steps_as_its_teacher():
+    full = {"full_share": 0.2, "distill": 1.0}
+    skips = [{"alpha": 0.5, "schedule": "constant"}, {"tokens": "visual", "alpha": 0.5, "schedule": "constant"}]
+    compress = {"strategy": "random", "keep_ratio": 0.25}
+    plain = planner(skips, compress)
+    distilling = planner([skip | full for skip in skips], compress | full)
+    teachers = [distilling.teacher_plan(step) for step in range(100)]
+    assert sum(teacher is not None for teacher in teachers) == 20
+    for step, teacher in enumerate(teachers):
+        is_full = distilling.plan(step) == full_plan(16, step)
+        assert teacher == (plain.plan(step) if is_full else None)
+    # Where compression alone distills, layers are skipped by the teacher as by the step.
+    some = planner(skips, compress | full)
+    assert {some.teacher_plan(step) is None for step in range(100)} == {True, False}
+    for step in range(100):
+        if teacher := some.teacher_plan(step):
+            assert teacher.leaves_out == (*some.plan(step).leaves_out[:2], 12)
+    # A ramp leaves nothing out at first, so that there is nothing to learn from.
+    assert planner(skips[0] | full | {"ramp_ratio": 1.0, "full_share": 1.0}).teacher_plan(0) is None
