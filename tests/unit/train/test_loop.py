@@ -20,6 +20,11 @@ from tests.tiny import tiny_recipe
             "sparse: skips the MLP of visual tokens, at a rate of 0.75; "
             "keeps visual tokens by uniform, keep_ratio 0.25",
         ),
+        (
+            {"tune__skip": {"alpha": 0.5, "full_share": 0.1, "distill": 1}},
+            "sparse: skips layers, fading from a rate of 0.5; "
+            "10% of the steps full, distilled from the sparse ones with weight 1",
+        ),
     ],
 )
 def test_a_stage_says_what_it_leaves_out(tmp_path, changes, text):
