@@ -81,18 +81,22 @@ class RotaryScaling(ConfigModel):
 
 
 class LanguageArchitecture(ConfigModel):
-    """The language model: a decoder with RMS norms, rotary embedding, grouped queries and a gated MLP."""
+    """The language model: a decoder with rotary embedding, grouped queries, and what its family says of norms and MLP.
 
-    family: Literal["llama", "mistral", "qwen2", "qwen3", "phi3"]
+    RMS norms, a gated MLP and no biases, where the family is not said to have others.
+    """
+
+    family: Literal["llama", "mistral", "qwen2", "qwen3", "phi3", "phi"]
     """Which Hugging Face language model: llama (Llama 2 and 3, Vicuna), mistral, qwen2 (Qwen 2 and 2.5: biases on
-    query, key and value), qwen3 (norms on query and key), phi3.
+    query, key and value), qwen3 (norms on query and key), phi3, phi (Phi-1.5 and Phi-2: attention and a plain MLP side
+    by side behind one layer norm, biases everywhere).
     """
     layers: int = Field(gt=0)
     """Number of transformer layers."""
     hidden_size: int = Field(gt=0)
     """Width of the language model."""
     ffn_hidden_size: int = Field(gt=0)
-    """Inner width of the gated MLP (of the gate and of the up projection, each)."""
+    """Inner width of the MLP (of a gated one: of the gate and of the up projection, each)."""
     attention_heads: int = Field(gt=0)
     """Query heads of a layer."""
     query_groups: int = Field(gt=0)
@@ -107,8 +111,10 @@ class LanguageArchitecture(ConfigModel):
     """Base of the rotary position embedding (Hugging Face: rope_theta)."""
     rotary_scaling: RotaryScaling | None = None
     """Scaling of the rotary position embedding (Hugging Face: rope_scaling); None: not scaled."""
+    partial_rotary_factor: float = Field(default=1.0, gt=0, le=1)
+    """Share of a head that the rotary embedding turns, from its start (phi alone: 0.5 in Phi-1.5, 0.4 in Phi-2)."""
     norm_epsilon: float = Field(default=1e-5, gt=0)
-    """Epsilon of the RMS norms."""
+    """Epsilon of the norms."""
     tied_embeddings: bool = False
     """Whether the output layer shares the weight of the word embeddings."""
     maximum_positions: int = Field(default=4096, gt=0)
@@ -126,7 +132,42 @@ class LanguageArchitecture(ConfigModel):
     @property
     def query_key_value_bias(self) -> bool:
         """Whether the query, key and value projections have biases."""
-        return self.family == "qwen2"
+        return self.family == "qwen2" or self.linear_bias
+
+    @property
+    def parallel_block(self) -> bool:
+        """Whether attention and MLP of a layer read one norm's output and are added to the residual together."""
+        return self.family == "phi"
+
+    @property
+    def linear_bias(self) -> bool:
+        """Whether every linear layer has a bias, the output layer too."""
+        return self.family == "phi"
+
+    @property
+    def layer_norm(self) -> bool:
+        """Whether norms are layer norms with a bias; else RMS norms."""
+        return self.family == "phi"
+
+    @property
+    def gated_mlp(self) -> bool:
+        """Whether the MLP multiplies its activation by a second projection."""
+        return self.family != "phi"
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices of the MLP, each hidden_size x ffn_hidden_size."""
+        return 3 if self.gated_mlp else 2
+
+    @property
+    def activation(self) -> Literal["silu", "gelu_tanh"]:
+        """The MLP's activation; gelu_tanh is the GELU's approximation (Hugging Face: gelu_new)."""
+        return "gelu_tanh" if self.family == "phi" else "silu"
+
+    @property
+    def rotary_size(self) -> int:
+        """Dimensions of a head that the rotary embedding turns."""
+        return int(self.head_size * self.partial_rotary_factor)
 
     @property
     def query_key_norm(self) -> bool:

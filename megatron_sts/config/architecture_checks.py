@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from megatron_sts.config.architecture import Architecture
 
 _FAMILIES_WITH_WINDOW = ("mistral", "phi3")
+_FAMILIES_WITHOUT_SCALING = ("phi", "phi3")
 
 
 def check_vision_sizes(architecture: Architecture) -> Iterator[str]:
@@ -59,6 +60,11 @@ def check_language_heads(architecture: Architecture) -> Iterator[str]:
         if language.attention_head_size is not None:
             field = "language.attention_head_size"
         yield f"{field} is {language.head_size}, an odd head size; rotary embeddings turn pairs, so make it even"
+    elif language.rotary_size % 2 or language.rotary_size < 2:
+        yield (
+            f"language.partial_rotary_factor is {language.partial_rotary_factor}, which is {language.rotary_size} of a "
+            f"head's {language.head_size} dimensions; rotary embeddings turn pairs, so choose a share that is even"
+        )
     if heads % groups:
         yield not_divisible("language.attention_heads", heads, "language.query_groups", groups)
 
@@ -71,10 +77,23 @@ def check_language_family(architecture: Architecture) -> Iterator[str]:
             f"language.sliding_window is {language.sliding_window}, but {language.family} models have no attention "
             f"window here (only {', '.join(_FAMILIES_WITH_WINDOW)}); remove it"
         )
-    if language.rotary_scaling is not None and language.family == "phi3":
+    if language.rotary_scaling is not None and language.family in _FAMILIES_WITHOUT_SCALING:
         yield (
-            f"language.rotary_scaling is {language.rotary_scaling.kind}, which phi3 models do not have; remove it "
-            "(their longrope scaling is not in megatron-core)"
+            f"language.rotary_scaling is {language.rotary_scaling.kind}, which {language.family} models do not have "
+            "here; remove it (the longrope scaling of phi3 is not in megatron-core)"
+        )
+
+
+def check_phi(architecture: Architecture) -> Iterator[str]:
+    """What phi models alone have, and what they do not."""
+    language = architecture.language
+    if language.family == "phi":
+        if language.tied_embeddings:
+            yield "language.tied_embeddings is true, but the output layer of phi models is their own; set it to false"
+    elif language.partial_rotary_factor != 1.0:
+        yield (
+            f"language.partial_rotary_factor is {language.partial_rotary_factor}, but the rotary embedding of "
+            f"{language.family} models turns whole heads here (only that of phi does not); remove it"
         )
 
 
@@ -83,6 +102,7 @@ ARCHITECTURE_CHECKS: tuple[Callable[[Architecture], Iterator[str]], ...] = (
     check_vision_features,
     check_language_heads,
     check_language_family,
+    check_phi,
 )
 
 

@@ -84,21 +84,23 @@ def _text_config(language: LanguageArchitecture, tokenizer: PreTrainedTokenizerB
         rotary = {"rope_type": language.rotary_scaling.kind, "factor": language.rotary_scaling.factor}
         if language.rotary_scaling.kind == "llama3":
             rotary |= LLAMA3_BOUNDS
-    of_family: dict[str, Any] = {}
+    family = LANGUAGES[language.family]
+    of_family: dict[str, Any] = {family.norm_epsilon: language.norm_epsilon}
     if language.family in ("mistral", "phi3"):
         of_family["sliding_window"] = language.sliding_window
-    if language.family != "phi3" or language.attention_head_size is not None:
+    if language.family not in ("phi", "phi3") or language.attention_head_size is not None:
         of_family["head_dim"] = language.head_size
-    config = LANGUAGES[language.family].config(
+    if language.family == "phi":
+        rotary["partial_rotary_factor"] = language.partial_rotary_factor
+    config = family.config(
         vocab_size=language.vocabulary_size,
         hidden_size=language.hidden_size,
         intermediate_size=language.ffn_hidden_size,
         num_hidden_layers=language.layers,
         num_attention_heads=language.attention_heads,
         num_key_value_heads=language.query_groups,
-        hidden_act="silu",
+        hidden_act=family.fixed["hidden_act"],
         max_position_embeddings=language.maximum_positions,
-        rms_norm_eps=language.norm_epsilon,
         rope_parameters=rotary | {"rope_theta": language.rotary_base},
         tie_word_embeddings=language.tied_embeddings,
         bos_token_id=tokenizer.bos_token_id,
@@ -106,9 +108,11 @@ def _text_config(language: LanguageArchitecture, tokenizer: PreTrainedTokenizerB
         pad_token_id=pad_token_id(tokenizer),
         **of_family,
     )
-    # Releases of transformers before 5 look for the rotary base and its scaling here, and would take defaults without a
-    # word.
+    # Releases of transformers before 5 look for the rotary base, its share and its scaling here, and would take
+    # defaults without a word.
     config.rope_theta = language.rotary_base
+    if language.family == "phi":
+        config.partial_rotary_factor = language.partial_rotary_factor
     if language.rotary_scaling is not None:
         config.rope_scaling = rotary
     return config

@@ -7,7 +7,7 @@ The model is written beside its place and moved there when it is whole.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from megatron_sts.errors import ConversionError
 from megatron_sts.hf.card import model_card
 from megatron_sts.hf.checkpoint_writer import Advance
 from megatron_sts.hf.config import llava_config
-from megatron_sts.hf.families import LAYERS, VOCABULARY_RULES, Rule
+from megatron_sts.hf.families import LAYERS, OUTPUT, OUTPUT_BIAS, Rule
+from megatron_sts.hf.head_bias import folded_head
 from megatron_sts.hf.language import (
     check_tensors,
     hugging_face_names,
@@ -199,18 +200,29 @@ def _tensors(reader: TensorReader, architecture: Architecture) -> Iterator[tuple
         elif key.startswith(PROJECTOR):
             yield _row(FILE_PREFIX["projector"] + key.removeprefix(PROJECTOR), key, reader.read(key))
     for rule, layer in located_rules(architecture.language):
+        if rule == OUTPUT_BIAS:
+            continue
         key = megatron_key(rule, layer)
         parts = rule.split(_read(reader, rule, layer, architecture.language), architecture.language)
         for name, part in zip(hugging_face_names(rule, layer), parts, strict=True):
-            yield _row(FILE_PREFIX["language"] + name, key if layer is None else f"{key}[{layer}]", part)
+            row, tensor = _row(FILE_PREFIX["language"] + name, key if layer is None else f"{key}[{layer}]", part)
+            if rule == OUTPUT and architecture.language.linear_bias:
+                row = replace(row, sources=(*row.sources, OUTPUT_BIAS.key))
+            yield row, tensor
 
 
 def _read(reader: TensorReader, rule: Rule, layer: int | None, language: LanguageArchitecture) -> Tensor:
-    """megatron-core's tensor of a rule; the vocabulary without its padding."""
+    """megatron-core's tensor of a rule; the vocabulary without its padding, the head's weight with its bias in it."""
     key = megatron_key(rule, layer)
     if layer is not None:
         return reader.read_layer(key, layer)
-    return reader.read(key, slice(language.vocabulary_size) if rule in VOCABULARY_RULES else slice(None))
+    tensor = reader.read(key, slice(language.vocabulary_size) if rule.of_vocabulary else slice(None))
+    if rule == OUTPUT and language.linear_bias:
+        bias = reader.read(OUTPUT_BIAS.key, slice(language.vocabulary_size))
+        return folded_head(
+            tensor, bias, *(reader.read(f"decoder.final_layernorm.{part}") for part in ("weight", "bias"))
+        )
+    return tensor
 
 
 def _row(name: str, key: str, tensor: Tensor, kind: Kind = "mapped") -> tuple[TensorRow, Tensor]:

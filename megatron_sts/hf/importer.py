@@ -31,6 +31,7 @@ from megatron_sts.config import (
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.checkpoint_writer import Advance, Piece, write_checkpoint
 from megatron_sts.hf.families import LAYERS
+from megatron_sts.hf.head_bias import with_head_bias
 from megatron_sts.hf.image_processor import copy_image_processor, processed_size
 from megatron_sts.hf.language import check_tensors
 from megatron_sts.hf.megatron_source import check_megatron_tensors, open_megatron
@@ -171,7 +172,7 @@ def import_llava(
     )
     check_architecture(Architecture(vision=vision, language=own), where)
     by_part = parts_of_llava(open_source(directory, options.allow_pickle), directory, report)
-    source = language_part(by_part["language"], own, directory, report)
+    source = language_part(with_head_bias(by_part["language"], own), own, directory, report)
     tokenizer = find_tokenizer(options.tokenizer or directory, report)
     check_image_token(tokenizer, config.image_token, own.vocabulary_size, directory)
     parts = _Parts(

@@ -10,12 +10,13 @@ import torch
 
 from megatron_sts.config import LanguageArchitecture
 from megatron_sts.errors import ConversionError
-from megatron_sts.hf.families import EMBEDDING, FINAL_NORM, LANGUAGES, LAYERS, OUTPUT, VOCABULARY_RULES, Rule
+from megatron_sts.hf.families import LANGUAGES, LAYERS, OUTPUT, Rule
 
 
 def rules_outside(language: LanguageArchitecture) -> tuple[Rule, ...]:
     """The rules of the tensors that are in no layer; tied embeddings have no output layer."""
-    return (EMBEDDING, FINAL_NORM) if language.tied_embeddings else (EMBEDDING, FINAL_NORM, OUTPUT)
+    outside = LANGUAGES[language.family].outside
+    return tuple(rule for rule in outside if rule != OUTPUT) if language.tied_embeddings else outside
 
 
 def rules_in_layer(language: LanguageArchitecture) -> tuple[Rule, ...]:
@@ -44,7 +45,7 @@ def megatron_shapes(language: LanguageArchitecture) -> dict[str, tuple[int, ...]
     shapes: dict[str, tuple[int, ...]] = {}
     for rule in rules_outside(language):
         shape = rule.shape(language)
-        shapes[rule.key] = (language.padded_vocabulary_size, *shape[1:]) if rule in VOCABULARY_RULES else shape
+        shapes[rule.key] = (language.padded_vocabulary_size, *shape[1:]) if rule.of_vocabulary else shape
     return shapes | {LAYERS + rule.key: (language.layers, *rule.shape(language)) for rule in rules_in_layer(language)}
 
 

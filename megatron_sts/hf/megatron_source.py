@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_sts.config import LanguageArchitecture
 from megatron_sts.errors import ConversionError
-from megatron_sts.hf.families import FINAL_NORM, LAYERS, VOCABULARY_RULES
+from megatron_sts.hf.families import FINAL_NORM, LAYERS
 from megatron_sts.hf.language import check_tensors, megatron_shapes, rules_outside
 from megatron_sts.hf.report import TensorReport
 from megatron_sts.hf.source import Renamed
@@ -22,6 +22,7 @@ _MOST_ADDED_TOKENS = 64
 # Layers built without Transformer Engine may keep their norms under their own names.
 _ALIASES = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "input_layernorm.bias": "self_attention.linear_qkv.layer_norm_bias",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
 
@@ -70,7 +71,7 @@ def check_megatron_tensors(source: Renamed, language: LanguageArchitecture, dire
             numbered.setdefault(key, set()).add(int(layer[1]))
             found[key] = (len(numbered[key]), *shape)
     for rule in rules_outside(language):
-        if rule in VOCABULARY_RULES and rule.key in found:
+        if rule.of_vocabulary and rule.key in found:
             found[rule.key] = _without_padding(found[rule.key], expected[rule.key], language)
     check_tensors(found, expected, f"{directory}, language model")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache, partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from megatron_sts.config import LanguageArchitecture, VisionArchitecture
 from megatron_sts.errors import ConversionError
 from megatron_sts.hf.checkpoint_writer import Make, Piece
-from megatron_sts.hf.families import LAYERS, VOCABULARY_RULES, Rule
+from megatron_sts.hf.families import LAYERS, Rule
 from megatron_sts.hf.language import hugging_face_names, located_rules, megatron_key
 from megatron_sts.hf.names import PROJECTOR, checkpoint_vision_name, runs
 from megatron_sts.hf.report import Kind, TensorReport, TensorRow
@@ -34,7 +35,7 @@ class PieceMaker:
         """From a language model under Hugging Face's names, which have been checked."""
         for rule, layer in located_rules(self._language):
             names = hugging_face_names(rule, layer)
-            if rule in VOCABULARY_RULES:
+            if rule.of_vocabulary:
                 yield from self._vocabulary_pieces(rule, source, names[0])
             else:
                 yield self._piece(rule, layer, source, names, partial(_merged, rule, source, names, self._language))
@@ -43,7 +44,7 @@ class PieceMaker:
         """From a language model under megatron-core's names, layers stacked or each under its number."""
         for rule, layer in located_rules(self._language):
             key = megatron_key(rule, layer)
-            if rule in VOCABULARY_RULES:
+            if rule.of_vocabulary:
                 yield from self._vocabulary_pieces(rule, source, key)
             elif layer is None or key in source.shapes:
                 rows = slice(None) if layer is None else slice(layer, layer + 1)
@@ -96,14 +97,15 @@ class PieceMaker:
     def _vocabulary_pieces(self, rule: Rule, source: TensorSource, name: str) -> Iterator[Piece]:
         """Rows of the source, fresh rows for the tokens it has none for, and rows of zeros up to the padded size."""
         language, dtype = self._language, self._dtype_of(source, (name,))
-        hidden, padded = language.hidden_size, language.padded_vocabulary_size
+        # [h] of a matrix's rows, nothing of a bias's.
+        row, padded = tuple(source.shapes[name][1:]), language.padded_vocabulary_size
         there = min(source.shapes[name][0], language.vocabulary_size)
         fresh = language.vocabulary_size - there
-        self._report.rows.append(TensorRow(rule.key, "mapped", (name,), (there, hidden), _name(dtype)))
+        self._report.rows.append(TensorRow(rule.key, "mapped", (name,), (there, *row), _name(dtype)))
         if fresh:
             where = f"{rule.key}[{there}:{language.vocabulary_size}]"
-            self._report.rows.append(TensorRow(where, "fresh", (), (fresh, hidden), _name(dtype)))
-        block = max(1, _BLOCK_BYTES // (hidden * dtype.itemsize))
+            self._report.rows.append(TensorRow(where, "fresh", (), (fresh, *row), _name(dtype)))
+        block = max(1, _BLOCK_BYTES // (prod(row) * dtype.itemsize))
         mean = cache(partial(_mean_row, source, name, there, block))
         for start in range(0, padded, block):
             end = min(start + block, padded)
@@ -112,11 +114,11 @@ class PieceMaker:
                 rows = [source.read(name, slice(start, min(end, there)))] if start < there else []
                 count = min(end, language.vocabulary_size) - max(start, there)
                 if count > 0:
-                    rows.append(mean().to(dtype).expand(count, hidden))
-                rows.append(torch.zeros(end - start - sum(map(len, rows)), hidden, dtype=dtype))
+                    rows.append(mean().to(dtype).expand(count, *row))
+                rows.append(torch.zeros(end - start - sum(map(len, rows)), *row, dtype=dtype))
                 return torch.cat(rows)
 
-            yield Piece(rule.key, (padded, hidden), (start, 0), (end - start, hidden), dtype, make)
+            yield Piece(rule.key, (padded, *row), (start, *(0 for _ in row)), (end - start, *row), dtype, make)
 
     def _dtype_of(self, source: TensorSource, names: tuple[str, ...]) -> torch.dtype:
         if self._dtype is not None:
@@ -139,8 +141,8 @@ def _mixed(names: tuple[str, ...], dtypes: set[torch.dtype]) -> ConversionError:
 
 
 def _mean_row(source: TensorSource, name: str, rows: int, block: int) -> Tensor:
-    """The mean of a vocabulary's rows: as an output row it never has the highest logit."""
-    total = torch.zeros(source.shapes[name][1], dtype=torch.float64)
+    """The mean of a vocabulary's rows: as an output row, with the mean bias, it never has the highest logit."""
+    total = torch.zeros(tuple(source.shapes[name][1:]), dtype=torch.float64)
     for start in range(0, rows, block):
         total += source.read(name, slice(start, min(start + block, rows))).sum(0, dtype=torch.float64)
     return total / rows

@@ -117,11 +117,14 @@ def language_architecture(config: PreTrainedConfig, where: Path, tied: bool | No
     Raises ConversionError, by name and with the value found, for what this project cannot train.
     """
     _check_language_family(config.model_type, where)
-    _check_fixed(config, LANGUAGES[config.model_type].fixed, where)
+    family = LANGUAGES[config.model_type]
+    _check_fixed(config, family.fixed, where)
     rotary: Mapping[str, Any] = config.rope_parameters or {}
     share = rotary.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
-    if share != 1.0:
-        raise _refused(where, "partial_rotary_factor", share, "the rotary embedding turns whole heads here")
+    if share != 1.0 and config.model_type != "phi":
+        raise _refused(
+            where, "partial_rotary_factor", share, "the rotary embedding of this family turns whole heads here"
+        )
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     sizes: dict[str, Any] = {
@@ -134,8 +137,9 @@ def language_architecture(config: PreTrainedConfig, where: Path, tied: bool | No
         "attention_head_size": None if head_size * heads == config.hidden_size else head_size,
         "vocabulary_size": config.vocab_size,
         "rotary_base": rotary.get("rope_theta", 10000.0),
+        "partial_rotary_factor": share,
         "rotary_scaling": _rotary_scaling(rotary, where),
-        "norm_epsilon": config.rms_norm_eps,
+        "norm_epsilon": getattr(config, family.norm_epsilon),
         "tied_embeddings": config.tie_word_embeddings if tied is None else tied,
         "maximum_positions": config.max_position_embeddings,
         "sliding_window": getattr(config, "sliding_window", None),

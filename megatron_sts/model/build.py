@@ -7,6 +7,8 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -50,19 +52,22 @@ def _build_chunk(
     last = parallel_state.is_pipeline_last_stage(ignore_virtual=stage is None, vp_stage=stage)
     gpt = ReadableGPTModel(
         config=config,
-        transformer_layer_spec=block_spec(config, groups, stage),
+        transformer_layer_spec=block_spec(config, groups, stage, language.parallel_block),
         vocab_size=language.padded_vocabulary_size,
         max_sequence_length=language.maximum_positions,
         pre_process=first,
         post_process=last,
         share_embeddings_and_output_weights=language.tied_embeddings,
         position_embedding_type="rope",
+        rotary_percent=language.partial_rotary_factor,
         rotary_base=language.rotary_base,
         **_rotary_scaling(language),
         pg_collection=groups,
         vp_stage=stage,
     )
     gpt.decoder.layers[-1].ends_chunk = True
+    if last and language.linear_bias:
+        _add_output_bias(gpt.output_layer)
     if not first:
         return MultimodalModel(config, gpt, groups)
     dtype = parameter_dtype(recipe)
@@ -70,6 +75,14 @@ def _build_chunk(
     _mark_as_shares(tower, config)
     projector = Projector(architecture.vision.hidden_size, language.hidden_size, dtype, config.sequence_parallel)
     return MultimodalModel(config, gpt, groups, tower, projector)
+
+
+def _add_output_bias(output: ColumnParallelLinear) -> None:
+    """Give the output layer the bias that it takes and GPTModel does not ask for; zero, cut like its weight."""
+    weight = output.weight
+    output.bias = torch.nn.Parameter(torch.zeros(weight.size(0), dtype=weight.dtype, device=weight.device))
+    set_tensor_model_parallel_attributes(output.bias, is_parallel=True, dim=0, stride=1)
+    output.bias.allreduce = True
 
 
 def _rotary_scaling(language: LanguageArchitecture) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class MultimodalModel(MegatronModule):
 
     def text_rows(self, text: Sequence[Ranges], segments: Sequence[int]) -> TextRows:
         """Where this rank finds the text of a micro-batch; see `model.text_rows`."""
-        return text_rows(text, segments, self.config, self.pg_collection)
+        gathered = self.language.decoder.layers[0].works_on_gathered_rows
+        return text_rows(text, segments, self.config, self.pg_collection, gathered)
 
     def forward(
         self,

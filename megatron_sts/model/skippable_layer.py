@@ -22,6 +22,8 @@ class SkippableTransformerLayer(TransformerLayer):
     Contract: `train/optimizer.py` leaves the weights and moments of a skipped layer alone in that step.
     """
 
+    works_on_gathered_rows = False
+    """Whether the MLP is handed the rows of all tensor-parallel ranks, also under sequence parallelism."""
     skipped = False
     skipped_for_visual = False
     when_skipped: Callable[[], None] | None = None

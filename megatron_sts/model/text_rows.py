@@ -1,6 +1,7 @@
 """The rows of a micro-batch that hold text, for layers that leave out their MLP for visual tokens.
 
-Shapes: s positions that this rank holds, b micro-batch, h hidden size; n text rows of its own, k rows that it works on.
+Shapes: s positions that this rank holds, S of all tensor-parallel ranks, b micro-batch, h hidden size; n text rows of
+its own, N of all tensor-parallel ranks, k rows that it works on.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,9 @@ class TextRows:
     """Where a rank's text rows are, and which of them it works on.
 
     own: int64 [n], their places in the flattened [s * b]. worked: k. sent, received: under sequence parallelism, rows
-    that go to each rank of `group` and come from it, so that all work on as many; elsewhere None.
+    that go to each rank of `group` and come from it, so that all work on as many; elsewhere None. gathered: int64 [N],
+    the places of text in the flattened [S * b] for layers that work on the rows of all tensor-parallel ranks; then k is
+    at least N, and no rows are sent.
     """
 
     own: Tensor
@@ -32,6 +35,7 @@ class TextRows:
     sent: Sequence[int] | None = None
     received: Sequence[int] | None = None
     group: dist.ProcessGroup | None = None
+    gathered: Tensor | None = None
 
     def apply(self, function: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
         """hidden_states [s, b, h] with `function`, which takes rows [k, 1, h] and returns as many, done to the text.
@@ -52,11 +56,16 @@ class TextRows:
 
 
 def text_rows(
-    text: Sequence[Ranges], segments: Sequence[int], config: TransformerConfig, groups: ProcessGroupCollection
+    text: Sequence[Ranges],
+    segments: Sequence[int],
+    config: TransformerConfig,
+    groups: ProcessGroupCollection,
+    gathered: bool = False,
 ) -> TextRows:
     """This rank's text rows of a micro-batch; all tensor-parallel ranks agree on them without sending anything.
 
-    text: of each row the positions of its text. segments: as for `own_ranges`.
+    text: of each row the positions of its text. segments: as for `own_ranges`. gathered: for layers that work on the
+    rows of all tensor-parallel ranks.
     Under sequence parallelism text lies unevenly on the ranks, and the MLP's gather and reduce-scatter want as many
     rows of each: a rank with more than its share gives the rest to those that have fewer. Elsewhere every
     tensor-parallel rank works on all rows. At least one row is worked on, so that weights have a gradient and
@@ -69,13 +78,17 @@ def text_rows(
     held = own_ranges(segments, context_rank=groups.cp.rank(), context_size=groups.cp.size())
     places = take(is_text, held).t().flatten().nonzero().flatten()
     size = groups.tp.size() if config.sequence_parallel else 1
-    worked = round_up(max(1, -(-len(places) // size)), FP8_MULTIPLE[config.fp8_recipe] if config.fp8 else 1)
+    shares = 1 if gathered else size
+    worked = round_up(max(1, -(-len(places) // shares)), FP8_MULTIPLE[config.fp8_recipe] if config.fp8 else 1)
     device = torch.cuda.current_device()
+    everywhere = places.to(device, non_blocking=True)
     if size == 1:
-        return TextRows(places.to(device, non_blocking=True), worked)
+        return TextRows(everywhere, worked, gathered=everywhere)
     rank, chunk = groups.tp.rank(), len(text) * sum(end - start for start, end in held) // size
     owners = places // chunk
-    moved = deal_evenly(torch.bincount(owners, minlength=size).tolist())
     own = places[owners == rank] - rank * chunk
+    if gathered:
+        return TextRows(own.to(device, non_blocking=True), worked, gathered=everywhere)
+    moved = deal_evenly(torch.bincount(owners, minlength=size).tolist())
     received = [of_rank[rank] for of_rank in moved]
     return TextRows(own.to(device, non_blocking=True), worked, moved[rank], received, groups.tp)

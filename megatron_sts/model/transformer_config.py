@@ -1,11 +1,14 @@
 """megatron-core's TransformerConfig from a recipe."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import LanguageArchitecture, Recipe
 from megatron_sts.model.precision import (
     fp8_settings,
     fuses_gradient_accumulation,
@@ -16,8 +19,16 @@ from megatron_sts.parallel.device import has_gpu
 from megatron_sts.parallel.layout import pipeline_layout
 
 
+def _activation(language: LanguageArchitecture, fused: bool) -> Callable[[Tensor], Tensor]:
+    """The MLP's activation. megatron-core's fused kernel of a GELU is the approximation by tanh, under the name of the
+    exact one."""
+    if language.activation == "silu":
+        return F.silu
+    return F.gelu if fused else partial(F.gelu, approximate="tanh")
+
+
 def transformer_config(recipe: Recipe) -> TransformerConfig:
-    """The language model's TransformerConfig: RMSNorm, SwiGLU, rotary, grouped queries, no dropout."""
+    """The language model's TransformerConfig: norms, MLP and biases of its family, no dropout."""
     language, parallel = recipe.architecture.language, recipe.parallel
     gpu = has_gpu()
     interleaved = parallel.virtual_pipeline > 1
@@ -29,11 +40,11 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         num_attention_heads=language.attention_heads,
         num_query_groups=language.query_groups,
         kv_channels=language.head_size,
-        normalization="RMSNorm",
+        normalization="LayerNorm" if language.layer_norm else "RMSNorm",
         layernorm_epsilon=language.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
+        gated_linear_unit=language.gated_mlp,
+        activation_func=_activation(language, fused=gpu),
+        add_bias_linear=language.linear_bias,
         add_qkv_bias=language.query_key_value_bias,
         qk_layernorm=language.query_key_norm,
         hidden_dropout=0.0,

@@ -17,7 +17,7 @@ most 64 elements a tensor and 128 a bucket), what the CUDA context and libraries
 
 from dataclasses import dataclass
 
-from megatron_sts.config import Recipe, StageConfig, VisionArchitecture
+from megatron_sts.config import LanguageArchitecture, Recipe, StageConfig, VisionArchitecture
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ def part_parameters(recipe: Recipe, rank: int, tensor: int = 1) -> dict[str, int
     if rank == 0:
         held += embedding
     if rank == last:
-        held += hidden
+        held += norm_parameters(language)
+        if language.linear_bias:
+            held += language.padded_vocabulary_size // tensor
         if not (language.tied_embeddings and last == 0):
             held += embedding
     first = rank == 0
@@ -63,20 +65,29 @@ def part_parameters(recipe: Recipe, rank: int, tensor: int = 1) -> dict[str, int
 def layer_parameters(recipe: Recipe, tensor: int = 1) -> int:
     """Parameters of one layer of the language model on one of `tensor` ranks.
 
-    Four matrices and two norms; in some families biases of query, key and value, or norms of query and key.
+    Four matrices and two norms (one in a parallel block); in some families biases of query, key and value or of every
+    matrix, or norms of query and key.
     """
     language = recipe.architecture.language
     heads = language.attention_heads + 2 * language.query_groups
     biases = language.head_size * heads // tensor if language.query_key_value_bias else 0
+    if language.linear_bias:
+        biases += language.ffn_hidden_size // tensor + 2 * language.hidden_size
     head_norms = 2 * language.head_size if language.query_key_norm else 0
-    return layer_matrices(recipe, tensor) + 2 * language.hidden_size + biases + head_norms
+    norms = (1 if language.parallel_block else 2) * norm_parameters(language)
+    return layer_matrices(recipe, tensor) + norms + biases + head_norms
+
+
+def norm_parameters(language: LanguageArchitecture) -> int:
+    """Parameters of one norm over the hidden size; a layer norm has a bias."""
+    return (2 if language.layer_norm else 1) * language.hidden_size
 
 
 def layer_matrices(recipe: Recipe, tensor: int = 1) -> int:
     """Numbers in the four matrices of a layer on one of `tensor` ranks."""
     language = recipe.architecture.language
     attention = 2 * language.head_size * (language.attention_heads + language.query_groups)
-    return language.hidden_size * ((attention + 3 * language.ffn_hidden_size) // tensor)
+    return language.hidden_size * ((attention + language.mlp_matrices * language.ffn_hidden_size) // tensor)
 
 
 def fp8_weight_bytes(recipe: Recipe, rank: int) -> int:

@@ -3,7 +3,7 @@
 A multiplication and an addition count as two. Per layer of the language model and a sequence of S tokens, with
 hidden size h, a query heads and g key/value groups of size d each, feed-forward size f:
 
-    forward = 2 S (h d (a + 2 g) + a d h + 3 h f)     projections and the gated feed-forward, C_matrix
+    forward = 2 S (h d (a + 2 g) + a d h + 3 h f)     projections and the feed-forward, C_matrix (not gated: 2 h f)
             + 2 S^2 a d                               QK^T and AV over the causal half, C_attention
 
 The backward pass costs as much again for the gradient of the activations and, for the matrices alone, as much
@@ -78,8 +78,9 @@ class ModelSizes:
         return 2.0 * length * language.hidden_size * language.head_size * heads + self.layer_mlp(length)
 
     def layer_mlp(self, rows: int) -> float:
-        """Forward FLOPs of one layer's gated feed-forward over a number of rows."""
-        return 6.0 * rows * self._language.hidden_size * self._language.ffn_hidden_size
+        """Forward FLOPs of one layer's feed-forward over a number of rows."""
+        language = self._language
+        return 2.0 * language.mlp_matrices * rows * language.hidden_size * language.ffn_hidden_size
 
     def layer_attention(self, length: int) -> float:
         """Forward FLOPs of one layer's two attention products over one sequence, causal half."""

@@ -44,6 +44,7 @@ STS = {
     "tune__compress": {"keep_ratio": 0.5},
 }
 SMOOTH = {"optimizer": {"epsilon": 1e-2, "weight_decay": 0.1}}
+FAMILIES = {"phi": {"family": "phi", "query_groups": 4, "partial_rotary_factor": 0.5}}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2_sp": (2, {"tensor": 2, "sequence_parallel": True}),
     "pp2": (2, {"pipeline": 2}),
@@ -68,7 +69,17 @@ def exactly(root: Path) -> dict[str, Any]:
         assert_same(observe(_recipe(root, parallel=parallel), "tune", ranks), one)
     for recompute in ("full", ["layernorm", "mlp"]):
         assert_same(observe(_recipe(root, recompute=recompute), "tune", 1), one)
+    for family in FAMILIES.values():
+        _exactly_of_family(root, {"model__architecture__language": family})
     return {"skipped": one.skipped, "skipped_for_visual": one.skipped_for_visual}
+
+
+def _exactly_of_family(root: Path, changes: dict[str, Any]) -> None:
+    one = observe(_recipe(root, **changes), "tune", 1, steps=2)
+    with _plain():
+        assert_same(one, observe(_recipe(root, **changes), "tune", 1, steps=2))
+    ranks, parallel = LAYOUTS["tp2_sp"]
+    assert_same(observe(_recipe(root, parallel=parallel, **changes), "tune", ranks, steps=2), one)
 
 
 def in_bf16(root: Path) -> dict[str, Any]:

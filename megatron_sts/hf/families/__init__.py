@@ -6,18 +6,11 @@ table.py   what a table is made of
 
 from megatron_sts.hf.families.llama import LLAMA
 from megatron_sts.hf.families.mistral import MISTRAL
+from megatron_sts.hf.families.phi import PHI
 from megatron_sts.hf.families.phi3 import PHI3
 from megatron_sts.hf.families.qwen2 import QWEN2
 from megatron_sts.hf.families.qwen3 import QWEN3
-from megatron_sts.hf.families.table import (
-    EMBEDDING,
-    FINAL_NORM,
-    LAYERS,
-    OUTPUT,
-    VOCABULARY_RULES,
-    LanguageFamily,
-    Rule,
-)
+from megatron_sts.hf.families.table import FINAL_NORM, LAYERS, OUTPUT, OUTPUT_BIAS, LanguageFamily, Rule
 
 LANGUAGES: dict[str, LanguageFamily] = {
     "llama": LLAMA,
@@ -25,6 +18,7 @@ LANGUAGES: dict[str, LanguageFamily] = {
     "qwen2": QWEN2,
     "qwen3": QWEN3,
     "phi3": PHI3,
+    "phi": PHI,
 }
 
-__all__ = ["EMBEDDING", "FINAL_NORM", "LANGUAGES", "LAYERS", "OUTPUT", "VOCABULARY_RULES", "LanguageFamily", "Rule"]
+__all__ = ["FINAL_NORM", "LANGUAGES", "LAYERS", "OUTPUT", "OUTPUT_BIAS", "LanguageFamily", "Rule"]

@@ -27,6 +27,7 @@ class Rule:
     names: Hugging Face's; of a layer's tensors what follows `model.layers.N.`.
     shape: of megatron-core's tensor, of one layer where it is a layer's.
     merge, split: from Hugging Face's tensors to megatron-core's, and back.
+    of_vocabulary: the first dimension is that of the tokens, which megatron-core's tensor pads.
     """
 
     key: str
@@ -34,19 +35,7 @@ class Rule:
     shape: Shape
     merge: Callable[[Sequence[Tensor], LanguageArchitecture], Tensor] = same
     split: Callable[[Tensor, LanguageArchitecture], tuple[Tensor, ...]] = alone
-
-
-@dataclass(frozen=True, slots=True)
-class LanguageFamily:
-    """A family of language models: its configuration class and its mapping table.
-
-    in_layer: rules of one layer. fixed: settings of Hugging Face's configuration whose other values this project cannot
-    train, with the value it can.
-    """
-
-    config: Callable[..., PreTrainedConfig]
-    in_layer: tuple[Rule, ...]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    of_vocabulary: bool = False
 
 
 def hidden(language: LanguageArchitecture) -> tuple[int, ...]:
@@ -64,7 +53,25 @@ def vocabulary(language: LanguageArchitecture) -> tuple[int, ...]:
     return language.vocabulary_size, language.hidden_size
 
 
-EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), vocabulary)
+EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), vocabulary, of_vocabulary=True)
 FINAL_NORM = Rule("decoder.final_layernorm.weight", ("model.norm.weight",), hidden)
-OUTPUT = Rule("output_layer.weight", ("lm_head.weight",), vocabulary)
-VOCABULARY_RULES = (EMBEDDING, OUTPUT)
+OUTPUT_BIAS = Rule(
+    "output_layer.bias", ("lm_head.bias",), lambda language: vocabulary(language)[:1], of_vocabulary=True
+)
+OUTPUT = Rule("output_layer.weight", ("lm_head.weight",), vocabulary, of_vocabulary=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageFamily:
+    """A family of language models: its configuration class and its mapping table.
+
+    in_layer: rules of one layer. fixed: settings of Hugging Face's configuration whose other values this project cannot
+    train, with the value it can. outside: rules of what is in no layer; tied embeddings leave out OUTPUT. norm_epsilon:
+    what Hugging Face's configuration calls the epsilon of the norms.
+    """
+
+    config: Callable[..., PreTrainedConfig]
+    in_layer: tuple[Rule, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    outside: tuple[Rule, ...] = (EMBEDDING, FINAL_NORM, OUTPUT)
+    norm_epsilon: str = "rms_norm_eps"

@@ -94,6 +94,21 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         [f"{LANGUAGE}.rotary_scaling is linear", "phi3 models do not have", "remove it"],
     ),
     (
+        "check_language_heads",
+        [f"{LANGUAGE}.family=phi", f"{LANGUAGE}.partial_rotary_factor=0.32"],
+        [f"{LANGUAGE}.partial_rotary_factor is 0.32, which is 5 of a head's 16", "turn pairs", "even"],
+    ),
+    (
+        "check_phi",
+        [f"{LANGUAGE}.partial_rotary_factor=0.5"],
+        [f"{LANGUAGE}.partial_rotary_factor is 0.5, but", "llama models turns whole heads", "remove it"],
+    ),
+    (
+        "check_phi",
+        [f"{LANGUAGE}.family=phi", f"{LANGUAGE}.tied_embeddings=true"],
+        [f"{LANGUAGE}.tied_embeddings is true", "set it to false"],
+    ),
+    (
         "check_fp8_sizes",
         ["precision=fp8", f"{LANGUAGE}.ffn_hidden_size=360"],
         [f"{LANGUAGE}.ffn_hidden_size is 360, not a multiple of 16 on each rank", "precision: bf16"],

@@ -15,6 +15,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     MistralConfig,
     Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -81,6 +82,10 @@ def language_config(family: str) -> PreTrainedConfig:
         return Qwen2Config(**_LANGUAGE, tie_word_embeddings=True)
     if family == "qwen3":
         return Qwen3Config(**(_LANGUAGE | {"num_hidden_layers": 4}), head_dim=12)
+    if family == "phi":
+        # Half of a head of eight dimensions turns.
+        sizes = _LANGUAGE | {"num_key_value_heads": 4}
+        return PhiConfig(**sizes, partial_rotary_factor=0.5, layer_norm_eps=1e-3)
     return Phi3Config(**_LANGUAGE, sliding_window=101)
 
 

@@ -44,6 +44,7 @@ TRAINED = [
     ("siglip2", "qwen2"),
     ("clip", "qwen3"),
     ("siglip", "phi3"),
+    ("siglip", "phi"),
     ("dinov2", "llama"),
 ]
 PROMPT = [1, 6, *[IMAGE_TOKEN_ID] * VISUAL_TOKENS, 7, 20, 9, 30, 11]

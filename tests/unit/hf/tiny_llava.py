@@ -19,12 +19,14 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PhiConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
 
 from megatron_sts.config import Architecture, LanguageArchitecture, Recipe
-from megatron_sts.hf.families import VOCABULARY_RULES, Rule
+from megatron_sts.hf.families import Rule
 from megatron_sts.hf.language import hugging_face_names, megatron_key, rules_in_layer, rules_outside
 from megatron_sts.parallel.device import prepare_device
 from tests.ranks import run_ranks
@@ -60,19 +62,20 @@ def make_tokenizer(image_token: bool = True) -> PreTrainedTokenizerFast:
     return fast
 
 
-def architecture(family: str, tied: bool = False) -> Architecture:
+def architecture(tower: str, tied: bool = False, **language: Any) -> Architecture:
+    """language: changes to the language model, which else is a Llama."""
     return Architecture.model_validate(
         {
             "vision": {
-                "family": family,
+                "family": tower,
                 "image_size": 28,
                 "patch_size": 14,
                 "hidden_size": 24,
                 "layers": 3,
                 "attention_heads": 2,
                 "ffn_hidden_size": 40,
-                "feature_layer": -2 if family == "clip" else -1,
-                "feature_select": "default" if family == "clip" else "full",
+                "feature_layer": -2 if tower == "clip" else -1,
+                "feature_select": "default" if tower == "clip" else "full",
             },
             "language": {
                 "family": "llama",
@@ -86,6 +89,7 @@ def architecture(family: str, tied: bool = False) -> Architecture:
                 "rotary_base": 500.0,
                 "tied_embeddings": tied,
                 "maximum_positions": 128,
+                **language,
             },
         }
     )
@@ -139,18 +143,7 @@ def make_model(sizes: Architecture, image_token: int, vision: Path | None) -> Ll
     vision_config.vision_use_head = False
     config = LlavaConfig(
         vision_config=vision_config,
-        text_config=LlamaConfig(
-            vocab_size=language.vocabulary_size,
-            hidden_size=language.hidden_size,
-            intermediate_size=language.ffn_hidden_size,
-            num_hidden_layers=language.layers,
-            num_attention_heads=language.attention_heads,
-            num_key_value_heads=language.query_groups,
-            max_position_embeddings=language.maximum_positions,
-            rms_norm_eps=language.norm_epsilon,
-            rope_parameters={"rope_type": "default", "rope_theta": language.rotary_base},
-            tie_word_embeddings=language.tied_embeddings,
-        ),
+        text_config=_text_config(language),
         image_token_index=image_token,
         image_seq_length=sizes.visual_tokens,
         vision_feature_layer=sizes.vision.feature_layer,
@@ -158,6 +151,9 @@ def make_model(sizes: Architecture, image_token: int, vision: Path | None) -> Ll
     )
     torch.manual_seed(7)
     model = LlavaForConditionalGeneration(config).eval()
+    if language.linear_bias:
+        # PhiForCausalLM has one.
+        model.lm_head.bias = torch.nn.Parameter(torch.empty(language.vocabulary_size))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
@@ -169,6 +165,24 @@ def make_model(sizes: Architecture, image_token: int, vision: Path | None) -> Ll
             head[likely] = model.lm_head.weight[likely]
             model.lm_head.weight.copy_(head)
     return model
+
+
+def _text_config(language: LanguageArchitecture) -> PreTrainedConfig:
+    rotary = {"rope_type": "default", "rope_theta": language.rotary_base}
+    sizes: dict[str, Any] = {
+        "vocab_size": language.vocabulary_size,
+        "hidden_size": language.hidden_size,
+        "intermediate_size": language.ffn_hidden_size,
+        "num_hidden_layers": language.layers,
+        "num_attention_heads": language.attention_heads,
+        "num_key_value_heads": language.query_groups,
+        "max_position_embeddings": language.maximum_positions,
+        "tie_word_embeddings": language.tied_embeddings,
+    }
+    if language.family == "phi":
+        partial = {"partial_rotary_factor": language.partial_rotary_factor}
+        return PhiConfig(**sizes, layer_norm_eps=language.norm_epsilon, rope_parameters=rotary | partial)
+    return LlamaConfig(**sizes, rms_norm_eps=language.norm_epsilon, rope_parameters=rotary)
 
 
 def checkpoint_tensors(model: LlavaForConditionalGeneration, sizes: Architecture) -> dict[str, Tensor]:
@@ -191,10 +205,11 @@ def megatron_tensors(tensors: Mapping[str, Tensor], language: LanguageArchitectu
         return rule.merge([tensors[name] for name in hugging_face_names(rule, layer)], language)
 
     converted = {rule.key: merged(rule, None) for rule in rules_outside(language)}
-    for rule in VOCABULARY_RULES:
-        if rule.key in converted:
-            rows = language.padded_vocabulary_size - language.vocabulary_size
-            converted[rule.key] = torch.nn.functional.pad(converted[rule.key], (0, 0, 0, rows))
+    for rule in rules_outside(language):
+        if rule.of_vocabulary:
+            whole = converted[rule.key]
+            rows = whole.new_zeros(language.padded_vocabulary_size - language.vocabulary_size, *whole.shape[1:])
+            converted[rule.key] = torch.cat([whole, rows])
     for rule in rules_in_layer(language):
         layers = [merged(rule, layer) for layer in range(language.layers)]
         converted[megatron_key(rule, 0)] = torch.stack(layers)

@@ -14,7 +14,13 @@ def count(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize(
     ("family", "tied", "groups", "head_size"),
-    [("llama", False, 32, None), ("llama", True, 8, None), ("qwen2", False, 8, None), ("qwen3", False, 8, 96)],
+    [
+        ("llama", False, 32, None),
+        ("llama", True, 8, None),
+        ("qwen2", False, 8, None),
+        ("qwen3", False, 8, 96),
+        ("phi", False, 32, None),
+    ],
 )
 def test_language_parameters_are_those_of_the_model(make, family, tied, groups, head_size):
     sizes = {"family": family, "tied_embeddings": tied, "query_groups": groups, "attention_head_size": head_size}

@@ -122,6 +122,17 @@ def test_an_explicit_head_size_counts_in_projections_and_attention(tmp_path_fact
     assert counted["layers"] == 4 * SAMPLES * (3 * matrices + 2 * 3 * attention)
 
 
+def test_a_parallel_block_with_a_plain_mlp_counts_two_matrices_of_it(tmp_path_factory):
+    changes = {"family": "phi", "query_groups": 4, "partial_rotary_factor": 0.5}
+    recipe = tiny_recipe(tmp_path_factory.getbasetemp() / "flops", model__architecture__language=changes)
+    plan = StepPlan(0, frozenset(), uniform_indices(16, 16), 16, layers_skipped_for_visual=frozenset({0, 2}))
+    (counted,) = run_ranks(1, _count, recipe, ("projector", "language"), plan)
+    sizes = ModelSizes(recipe.architecture)
+    assert sizes.layer_mlp(1) == 2 * 2 * 32 * 64
+    layers = 4 * SAMPLES * (3 * sizes.layer_matrices(LENGTH) + 2 * 3 * sizes.layer_attention(LENGTH))
+    assert counted["layers"] == layers - 2 * 3 * sizes.layer_mlp(SAMPLES * LENGTH - 12)
+
+
 def test_a_stage_that_trains_the_tower_alone_passes_gradients_through_all():
     frozen = _llava(("projector",), 60, 576)
     tower = _llava(("vision",), 60, 576)
