@@ -95,11 +95,16 @@ class ParallelBlockLayer(SkippableTransformerLayer):
         """rows [S, b, h] -> (this rank's summand [S, b, h], bias [h])."""
         if not self.recompute_mlp:
             return self.mlp(rows)
+        # The bias stays outside: a function that is recomputed would make it a result of its own.
+        bias = self.mlp.linear_fc2.bias
         if self.config.fp8:
             from megatron.core.extensions.transformer_engine import te_checkpoint
 
-            return te_checkpoint(self.mlp, False, get_cuda_rng_tracker, self.tp_group, rows)
-        return checkpoint(self.mlp, False, rows)
+            return te_checkpoint(self._mlp_summand, False, get_cuda_rng_tracker, self.tp_group, rows), bias
+        return checkpoint(self._mlp_summand, False, rows), bias
+
+    def _mlp_summand(self, rows: Tensor) -> Tensor:
+        return self.mlp(rows)[0]
 
     def _gathered(self, rows: Tensor) -> Tensor:
         if self.config.sequence_parallel:
