@@ -65,21 +65,27 @@ def _record(checkpoint: ListedCheckpoint) -> dict[str, object]:
         "bytes": checkpoint.bytes,
         "age_s": round(checkpoint.age),
         "latest": checkpoint.is_latest,
+        "best": checkpoint.is_best,
+        "validation_loss": checkpoint.validation_loss,
         "whole": not checkpoint.problems,
         "problems": list(checkpoint.problems),
     }
 
 
 def _print_table(listed: list[ListedCheckpoint], verified: bool) -> None:
-    table = Table("checkpoint", "stage", "step", "size", "age", "state")
+    shows_loss = any(checkpoint.validation_loss is not None for checkpoint in listed)
+    table = Table("checkpoint", "stage", "step", "size", "age", *(["validation"] if shows_loss else []), "state")
     for checkpoint in listed:
         state = "damaged" if checkpoint.problems else "whole" if verified else "sizes agree"
+        loss = "" if checkpoint.validation_loss is None else f"{checkpoint.validation_loss:.4f}"
+        marks = [name for name, holds in (("latest", checkpoint.is_latest), ("best", checkpoint.is_best)) if holds]
         table.add_row(
-            checkpoint.path.name + (" (latest)" if checkpoint.is_latest else ""),
+            checkpoint.path.name + (f" ({', '.join(marks)})" if marks else ""),
             checkpoint.stage,
             "?" if checkpoint.step is None else str(checkpoint.step),
             decimal(checkpoint.bytes),
             _age(checkpoint.age),
+            *([loss] if shows_loss else []),
             state,
         )
     Console().print(table)

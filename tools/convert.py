@@ -4,6 +4,7 @@ python tools/convert.py import --vision DIR --language DIR --output CHECKPOINT [
 python tools/convert.py import --hf DIR --output CHECKPOINT
 python tools/convert.py import --vision DIR --megatron DIR --output CHECKPOINT --recipe RECIPE.yaml
 python tools/convert.py export --checkpoint CHECKPOINT --output DIR [--verify]
+python tools/convert.py export --checkpoint RUN --best --output DIR [--verify]
 """
 
 import argparse
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from megatron_sts.arguments import DTYPES
 from megatron_sts.command import command
-from megatron_sts.config import load_recipe
+from megatron_sts.config import best_checkpoint, load_recipe
 from megatron_sts.errors import ConversionError
 from megatron_sts.heavy_imports import before_heavy_imports
 
@@ -59,10 +60,9 @@ def export(options: argparse.Namespace) -> None:
     from megatron_sts.hf.verify import verify_export
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
+    checkpoint = best_checkpoint(options.checkpoint) if options.best else options.checkpoint
     with _bar("export") as start:
-        report = export_checkpoint(
-            options.checkpoint, options.output, options.vision, options.tokenizer, dtype, start=start
-        )
+        report = export_checkpoint(checkpoint, options.output, options.vision, options.tokenizer, dtype, start=start)
     print(
         f"{report.output}: {report.tensors} tensors, {report.parameters:,} parameters, "
         f"{report.weight_bytes:,} bytes in {len(report.weight_files)} file(s), {report.dtype}; "
@@ -70,7 +70,7 @@ def export(options: argparse.Namespace) -> None:
     )
     print(f"{report.details.summary()}; each is in {report.output / 'tensors.json'}")
     if options.verify:
-        print(verify_export(options.output, options.checkpoint, was_cast=dtype is not None).text())
+        print(verify_export(options.output, checkpoint, was_cast=dtype is not None).text())
 
 
 @contextmanager
@@ -110,6 +110,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     importer.set_defaults(run=import_weights)
     exporter = commands.add_parser("export", help="make a Hugging Face LLaVA model of a checkpoint")
     exporter.add_argument("--checkpoint", type=Path, required=True, help="directory with run.json")
+    exporter.add_argument(
+        "--best", action="store_true", help="--checkpoint is a run's output_dir: take its lowest validation loss"
+    )
     exporter.add_argument("--output", type=Path, required=True, help="directory to make")
     exporter.add_argument("--vision", type=Path, help="vision encoder directory (default: the recipe's)")
     exporter.add_argument("--tokenizer", type=Path, help="tokenizer directory (default: the recipe's)")

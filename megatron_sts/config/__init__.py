@@ -8,7 +8,7 @@ from megatron_sts.config.architecture import (
     VisionArchitecture,
 )
 from megatron_sts.config.architecture_checks import architecture_problems
-from megatron_sts.config.checkpoint_listing import ListedCheckpoint, list_checkpoints, prune
+from megatron_sts.config.checkpoint_listing import ListedCheckpoint, best_checkpoint, list_checkpoints, prune
 from megatron_sts.config.checks import check_recipe, report
 from megatron_sts.config.compress_config import CompressConfig, KeepScheduleConfig
 from megatron_sts.config.data_config import DataConfig
@@ -37,6 +37,7 @@ from megatron_sts.config.run_directory import (
     OUTDATED,
     PARTIAL,
     QUARANTINE_FILE,
+    best_of,
     checkpoint_path,
     checkpoint_root,
     checkpoints_of_stage,
@@ -111,6 +112,8 @@ __all__ = [
     "ValidationConfig",
     "VisionArchitecture",
     "architecture_problems",
+    "best_checkpoint",
+    "best_of",
     "check_accepted",
     "check_recipe",
     "check_resumable",

@@ -90,13 +90,17 @@ def check_pipeline_split(recipe: Recipe) -> Iterator[str]:
 
 
 def check_validation(recipe: Recipe) -> Iterator[str]:
-    """What is measured every few steps is there."""
+    """What is measured every few steps, or chosen by, is there."""
+    if any(stage.data.validation is not None for stage in recipe.stages):
+        return
     every = recipe.validation.every_steps
-    if every is not None and all(stage.data.validation is None for stage in recipe.stages):
-        yield (
-            f"validation.every_steps is {every}, but no stage has data.validation and nothing would be measured; give "
-            "a stage its held-out records (stages.NAME.data.validation), or remove the key"
-        )
+    asked = {"validation.every_steps": every, "keep_best": recipe.keep_best or None}
+    for name, value in asked.items():
+        if value is not None:
+            yield (
+                f"{name} is {str(value).lower()}, but no stage has data.validation and nothing would be measured; give "
+                "a stage its held-out records (stages.NAME.data.validation), or remove the key"
+            )
 
 
 def check_optimizer(recipe: Recipe) -> Iterator[str]:

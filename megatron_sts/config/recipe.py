@@ -70,6 +70,9 @@ class Recipe(ConfigModel):
     checkpoint of a stage's end, or of a stop, it ends."""
     validation: ValidationConfig = ValidationConfig()
     """When the loss of held-out samples is measured."""
+    keep_best: bool = False
+    """Whether the checkpoint of the lowest validation loss of a stage is kept beside those that `checkpoint` says; the
+    loss is then also measured before each checkpoint."""
     logging: LoggingConfig = LoggingConfig()
     """Where the figures go beside metrics.jsonl."""
     stop_after: StopAfterConfig | None = None

@@ -95,6 +95,7 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
             "checkpoint.max_unfinished",
             "checkpoint.allow_older",
             "on_save_error",
+            "keep_best",
             "validation.every_steps",
             "validation.samples",
             "logging.every_steps",

@@ -43,9 +43,27 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name[-_STEP_DIGITS:])
 
 
-def outdated(checkpoints: Sequence[Path], keep_last: int, keep_every: int | None) -> list[Path]:
-    """Those of a stage's checkpoints, oldest first, that are neither among the last nor of a step to be kept."""
-    return [path for path in checkpoints[:-keep_last] if keep_every is None or step_of(path) % keep_every]
+def outdated(
+    checkpoints: Sequence[Path], keep_last: int, keep_every: int | None, best: Path | None = None
+) -> list[Path]:
+    """Those of a stage's checkpoints, oldest first, that are neither among the last, nor of a step to be kept, nor the
+    best."""
+    old = [path for path in checkpoints[:-keep_last] if path != best]
+    return [path for path in old if keep_every is None or step_of(path) % keep_every]
+
+
+def best_of(checkpoints: Sequence[Path]) -> Path | None:
+    """Of a stage's checkpoints, oldest first, the one of the lowest validation loss, the oldest of several; None where
+    none has one. What cannot be read does not count."""
+    losses = [(loss, path) for path in checkpoints if (loss := _validation_loss(path)) is not None]
+    return min(losses, default=(0.0, None), key=lambda found: found[0])[1]
+
+
+def _validation_loss(checkpoint: Path) -> float | None:
+    try:
+        return read_run(checkpoint).validation_loss
+    except CheckpointError:
+        return None
 
 
 def write_latest(checkpoint: Path) -> None:

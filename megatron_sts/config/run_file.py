@@ -1,6 +1,7 @@
 """run.json: what a checkpoint says of its own making."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`step` optimiser steps of `stage` are done, under `recipe`; versions: of the libraries that did them."""
+    """`step` optimiser steps of `stage` are done, under `recipe`.
+
+    versions: of the libraries that did them. validation_loss: of these weights, None where it was not measured.
+    """
 
     stage: str
     step: int
     recipe: Recipe
     versions: dict[str, str]
+    validation_loss: float | None = None
 
 
-def write_run(checkpoint: Path, stage: str, step: int, recipe: Recipe) -> None:
+def write_run(checkpoint: Path, stage: str, step: int, recipe: Recipe, validation_loss: float | None = None) -> None:
     """Write the run.json of a checkpoint directory."""
     content = {
         "format": _FORMAT,
@@ -33,6 +38,8 @@ def write_run(checkpoint: Path, stage: str, step: int, recipe: Recipe) -> None:
         "step": step,
         "recipe": recipe.resolved(),
         "versions": installed_versions(),
+        # json has no other numbers.
+        "validation_loss": validation_loss if validation_loss is not None and math.isfinite(validation_loss) else None,
     }
     (checkpoint / RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -50,7 +57,14 @@ def read_run(checkpoint: Path) -> Run:
                 "use the version of megatron_sts that wrote it"
             )
         recipe = Recipe.model_validate_json(json.dumps(_as_named_now(content["recipe"])))
-        return Run(str(content["stage"]), int(content["step"]), recipe, dict(content.get("versions", {})))
+        loss = content.get("validation_loss")
+        return Run(
+            str(content["stage"]),
+            int(content["step"]),
+            recipe,
+            dict(content.get("versions", {})),
+            None if loss is None else float(loss),
+        )
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(
             f"{file}: cannot be read ({type(error).__name__}: {error}); use another checkpoint"

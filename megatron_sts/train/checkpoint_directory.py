@@ -12,6 +12,7 @@ from megatron_sts.config import (
     CheckpointConfig,
     FileEntry,
     Recipe,
+    best_of,
     checkpoint_path,
     checkpoint_root,
     checkpoints_of_stage,
@@ -36,8 +37,9 @@ _ROOM_BESIDE = 2**20
 class CheckpointDirectory:
     """One checkpoint of `step` steps of `stage`. Rank 0 calls its methods, in their order."""
 
-    def __init__(self, recipe: Recipe, stage: str, step: int):
+    def __init__(self, recipe: Recipe, stage: str, step: int, validation_loss: float | None = None):
         self._recipe, self._stage, self._step = recipe, stage, step
+        self._validation_loss = validation_loss
         self.final = checkpoint_path(recipe, stage, step)
         self.partial = self.final.with_name(self.final.name + PARTIAL)
 
@@ -59,7 +61,7 @@ class CheckpointDirectory:
 
         entries: of the files that the ranks have written; the others are read here.
         """
-        write_run(self.partial, self._stage, self._step, self._recipe)
+        write_run(self.partial, self._stage, self._step, self._recipe, self._validation_loss)
         others = [name for name in files_of(self.partial) if name not in entries]
         write_manifest(self.partial, {**entries, **entries_of(self.partial, others)})
         replaced = self.final.with_name(self.final.name + _REPLACED)
@@ -83,7 +85,8 @@ class CheckpointDirectory:
             if step_of(path) <= self._step and not problems_of(path, hashes=False)
         ]
         try:
-            for old in outdated(counted, keep.keep_last, keep.keep_every):
+            best = best_of(counted) if self._recipe.keep_best else None
+            for old in outdated(counted, keep.keep_last, keep.keep_every, best):
                 remove_checkpoint(old)
         except OSError as error:
             return f"{error.filename}: cannot be removed ({error.strerror})"

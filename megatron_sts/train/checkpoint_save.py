@@ -22,13 +22,21 @@ class CheckpointSave:
     and nothing of this one is left.
     """
 
-    def __init__(self, recipe: Recipe, stage: str, step: int, state: dict[str, Any], copies: bool):
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: str,
+        step: int,
+        state: dict[str, Any],
+        copies: bool,
+        validation_loss: float | None = None,
+    ):
         """state: megatron-core's sharded state dict. copies: whether training goes on and changes it."""
         self.step = step
         self.began = time.perf_counter()
         self.note: str | None = None
         """Once it is visible, on rank 0: what went wrong with those that are not kept any longer."""
-        self._directory = CheckpointDirectory(recipe, stage, step)
+        self._directory = CheckpointDirectory(recipe, stage, step, validation_loss)
         self._root = checkpoint_root(recipe)
         self._part = StatePart(state, self._directory.partial)
         self._bytes = sum(from_all_ranks(self._part.bytes))

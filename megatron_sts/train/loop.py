@@ -141,7 +141,7 @@ def train_stage(
             done, every = step + 1, recipe.checkpoint.every_steps
             is_needed = done == data.total_steps or bool(result.stop)
             if is_needed or (every is not None and done % every == 0):
-                saver.save(done, is_needed)
+                saver.save(done, is_needed, figures.validation_loss)
             if result.stop:
                 progress.say(
                     f"{stage.name} {done}/{data.total_steps} | stops here: {result.stop.text}; the same command goes on"

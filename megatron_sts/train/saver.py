@@ -56,8 +56,9 @@ class Saver:
         """Whether this rank is not ready to `advance` the oldest unfinished checkpoint."""
         return bool(self._unfinished) and self._unfinished[0].is_at_work
 
-    def save(self, step: int, is_needed: bool) -> None:
+    def save(self, step: int, is_needed: bool, validation_loss: float | None = None) -> None:
         """Save what `step` steps have made. is_needed: what follows needs it, so that training waits until it is there.
+        validation_loss: of these weights, where it was measured.
 
         Where as many as `checkpoint.max_unfinished` are not finished, waits for the oldest. Raises CheckpointError
         where it cannot be written and is needed, or `on_save_error` is stop.
@@ -66,7 +67,8 @@ class Saver:
         while len(self._unfinished) > (0 if waits else self._limit - 1):
             self._finish_oldest(is_needed=False)
         with self._standing_still(step), self._failures(step, is_needed):
-            self._unfinished.append(CheckpointSave(self._recipe, self._stage, step, self._state(), copies=not waits))
+            save = CheckpointSave(self._recipe, self._stage, step, self._state(), not waits, validation_loss)
+            self._unfinished.append(save)
         if waits and self._unfinished:
             self._finish_oldest(is_needed)
 

@@ -25,7 +25,8 @@ class Validation:
 
     def __init__(self, recipe: Recipe, stage: StageConfig, data: StageData, evaluation: EvaluationStep, place: Place):
         """The samples are the same in every call and on every layout: `validation.samples` of them, evenly spread."""
-        self._every = recipe.validation.every_steps
+        # With keep_best each checkpoint that is not one of a stop has its loss.
+        self._every = (recipe.validation.every_steps, recipe.checkpoint.every_steps if recipe.keep_best else None)
         self._evaluation, self._planner = evaluation, data.planner
         held_out = data.validation
         self._samples: HeldOutSamples | None = None
@@ -36,7 +37,7 @@ class Validation:
 
     def is_due(self, done: int, total: int) -> bool:
         """Whether the losses are to be measured after `done` of `total` steps."""
-        is_asked = done == total or (self._every is not None and done % self._every == 0)
+        is_asked = done == total or any(every is not None and done % every == 0 for every in self._every)
         return self._samples is not None and is_asked
 
     def measure(self, plan: StepPlan) -> ValidationLosses:

@@ -6,12 +6,15 @@ Tolerance: fp32 sums in another order move a loss by about 1e-7 of itself, and s
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from megatron_sts.config import Recipe
+from megatron_sts.config import Recipe, best_checkpoint, list_checkpoints, prune
+from megatron_sts.train.saver import Saver
 from megatron_sts.train.stages import train
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
@@ -39,6 +42,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_recipe(root)
     shutil.copy(root / "train.json", root / "held_out.json")
     return root
+
+
+def _train_until(recipe: Recipe, step: int) -> None:
+    """Stop by the checkpoint of a step, as a killed run does."""
+    save = Saver.save
+
+    def last_save(saver: Saver, done: int, is_needed: bool, validation_loss: float | None = None) -> None:
+        save(saver, done, is_needed=True, validation_loss=validation_loss)
+        if done == step:
+            raise KeyboardInterrupt
+
+    with mock.patch.object(Saver, "save", last_save), suppress(KeyboardInterrupt):
+        train(recipe)
 
 
 FILE: dict[str, Any] = {"validation": {"every_steps": 2, "samples": 7}, "tune__data": {"validation": "held_out.json"}}
@@ -82,6 +98,27 @@ def test_losses_are_equal_on_every_layout(root, alone, ranks, parallel):
         assert [line[name] for line in found if line["step"] % 2 == 0] == pytest.approx(
             [line[name] for line in alone if line["step"] % 2 == 0], rel=1e-5
         )
+
+
+def test_the_best_checkpoint_is_kept_over_a_resume_on_another_layout(root):
+    changes = changes_of(root, keep_best=True, checkpoint={"every_steps": 1, "keep_last": 1}, tune__steps=6)
+    # So high a rate that the loss only falls at first: the best is not the last.
+    steep = {
+        "tune__learning_rate": {"projector": 1e-2, "language": 0.3},
+        "tune__learning_rate_schedule": {"decay": "constant"},
+    }
+    recipe = tiny_recipe(root, output_dir=str(root / "best"), align__steps=1, **changes, **steep)
+    run_ranks(1, _train_until, recipe, 4)
+    run_ranks(2, train, recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"tensor": 2})}))
+    losses = {line["step"]: line["validation_loss"] for line in lines_of(recipe)}
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6] and None not in losses.values()
+    best = min(losses, key=lambda step: losses[step])
+    listed = {(one.stage, one.step): one for one in list_checkpoints(recipe.output_dir, hashes=False)}
+    assert sorted(listed) == sorted({("align", 1), ("tune", best), ("tune", 6)})
+    assert best < 4 and listed["tune", best].is_best and not listed["tune", 6].is_best
+    assert listed["tune", best].validation_loss == losses[best]
+    assert best_checkpoint(recipe.output_dir) == listed["tune", best].path
+    assert prune(recipe.output_dir, 1, None, only_show=True) == []
 
 
 def test_a_share_of_the_records_is_not_trained_on(root):

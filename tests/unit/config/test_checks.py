@@ -17,6 +17,11 @@ SIGLIP = (f"{VISION}.family=siglip", f"{VISION}.feature_select=full")
 # (name of the check, overrides that break it, parts of the message)
 BROKEN: list[tuple[str, list[str], list[str]]] = [
     (
+        "check_validation",
+        ["keep_best=true"],
+        ["keep_best is true, but no stage has data.validation", "held-out records"],
+    ),
+    (
         "check_distill",
         ["stages.tune.skip.distill=0.5"],
         ["stages.tune.skip.distill is 0.5, but stages.tune.skip.full_share is 0", "set full_share"],

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from megatron_sts.config import (
     MANIFEST_FILE,
     Recipe,
+    best_checkpoint,
     entries_of,
     files_of,
     list_checkpoints,
@@ -94,6 +96,7 @@ def test_last_checkpoints_and_multiples_are_kept():
     assert outdated(steps, 2, None) == steps[:3]
     assert outdated(steps, 2, 100) == [steps[1]]
     assert outdated(steps, 9, None) == []
+    assert outdated(steps, 2, None, best=steps[1]) == [steps[0], steps[2]]
 
 
 def test_pruning_leaves_the_newest_whole_and_the_damaged(tmp_path):
@@ -115,3 +118,23 @@ def test_pruning_leaves_the_newest_whole_and_the_damaged(tmp_path):
 def test_directory_without_checkpoints_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint in it"):
         list_checkpoints(tmp_path, hashes=False)
+
+
+def test_the_best_of_the_last_stage_is_the_lowest_finite_loss_and_the_oldest_of_equals(tmp_path):
+    root, recipe = tmp_path / "run" / "checkpoints", Recipe.model_validate(RECIPE)
+    losses = {"align-00000009": 0.1, "tune-00000001": float("nan"), "tune-00000002": 0.5, "tune-00000003": 0.5}
+    for name, loss in {**losses, "tune-00000004": None}.items():
+        path = make(root / name, {"a": b"weights"})
+        write_run(path, name[:-9], int(name[-8:]), recipe, loss)
+        write_manifest(path, entries_of(path, files_of(path)))
+    assert best_checkpoint(tmp_path / "run") == root / "tune-00000002"
+    listed = list_checkpoints(root, hashes=False)
+    assert {one.path.name for one in listed if one.is_best} == {"align-00000009", "tune-00000002"}
+    # Without keep_best in the recipe nothing but the last is kept.
+    assert len(prune(root, 1, None, only_show=True)) == 3
+    with pytest.raises(CheckpointError, match=r"no checkpoint in it"):
+        best_checkpoint(tmp_path)
+    for name in losses:
+        shutil.rmtree(root / name)
+    with pytest.raises(CheckpointError, match=r"validation loss; train with keep_best: true"):
+        best_checkpoint(root)
