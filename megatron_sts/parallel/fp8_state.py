@@ -1,7 +1,10 @@
 """Transformer Engine's FP8 state as it lies in a checkpoint: bytes, which it reads by plain pickle."""
 
 import io
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -13,10 +16,13 @@ _ALLOWED = {
     ("builtins", "getattr"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch.storage", "_load_from_bytes"),
+    ("megatron.core.safe_globals", "safe_load_from_bytes"),
     *((_RECIPES, name) for name in ("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling")),
     *((_RECIPES, name) for name in ("Format", "_FormatHelper", "MMParams", "QParams")),
 }
 """What the state of a linear layer is pickled from: a recipe, and of delayed scaling its tensors."""
+_UNPICKLES = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
+"""Without it Transformer Engine refuses the state of delayed scaling, from 2.16 on."""
 
 
 class _StateReader(pickle.Unpickler):
@@ -25,13 +31,13 @@ class _StateReader(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         if name == "getattr":
             return enum_member
-        if name == "_load_from_bytes":
+        if name in ("_load_from_bytes", "safe_load_from_bytes"):
             return _storage_from_bytes
         return super().find_class(module, name)
 
 
 def _storage_from_bytes(data: bytes) -> Any:
-    """torch's own function of this place reads any pickle."""
+    """torch's own function of this place reads any pickle; from 0.17 on megatron-core puts one like this there."""
     return torch.load(io.BytesIO(data), weights_only=True)
 
 
@@ -41,6 +47,19 @@ def check_fp8_state(state: bytes) -> None:
     Transformer Engine would run what it is told to by these bytes, so they are looked through before it sees them.
     """
     _StateReader(io.BytesIO(state)).load()
+
+
+@contextmanager
+def engine_reads_states() -> Iterator[None]:
+    """Let Transformer Engine read pickled FP8 states meanwhile. Only for what `check_fp8_state` let through, or is ours."""
+    before = os.environ.get(_UNPICKLES)
+    os.environ[_UNPICKLES] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_UNPICKLES]
+        if before is not None:
+            os.environ[_UNPICKLES] = before
 
 
 def enum_member(of: Any, name: str) -> Enum:

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_sts.errors import CheckpointError
 from megatron_sts.model.mllm import MultimodalModel
+from megatron_sts.parallel.fp8_state import engine_reads_states
 from megatron_sts.parallel.restricted_reader import READ_ERRORS, check_holds_no_code
 from megatron_sts.parallel.together import rank_zero_does
 from megatron_sts.train.checkpoint_replicas import share_out
@@ -45,8 +46,9 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path} does not fit the recipe's model and optimizer, or is damaged: {_reason(error)}"
         ) from error
-    for number, chunk in enumerate(chunks):
-        chunk.load_state_dict(state[f"model{number}"], strict=True)
+    with engine_reads_states():
+        for number, chunk in enumerate(chunks):
+            chunk.load_state_dict(state[f"model{number}"], strict=True)
     if optimizer is not None:
         # megatron-core hands no empty list back.
         for target, loaded in zip(targets, state.get("optimizer", {}).get("shards", []), strict=True):

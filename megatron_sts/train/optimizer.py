@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -21,6 +20,7 @@ from megatron_sts.model.precision import parameter_dtype
 from megatron_sts.parallel.device import has_gpu
 from megatron_sts.train.adam import SharedStepAdamW
 from megatron_sts.train.optimizer_state import MASTER_WEIGHT, state_shards, stepped_tensors
+from megatron_sts.train.prepared_optimizer import PreparedOptimizer
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class StageOptimizer:
         chunks: list[MultimodalModel],
         wrapped: list[SkippingDataParallel],
     ):
-        self._clip_grad = recipe.optimizer.clip_grad
         self._counts_updates = recipe.optimizer.kind == "adam"
         self.is_distributed = recipe.optimizer.distributed
         """Whether each data-parallel rank holds its own part of the state."""
@@ -85,15 +84,11 @@ class StageOptimizer:
         grad_norm = float(self.inner.get_grad_norm())
         updated = wanted(grad_norm)
         if updated:
-            if self._clip_grad > 0:
-                for optimizer in self.inner.chained_optimizers:
-                    if parameters := optimizer.get_parameters():
-                        clip_grad_by_total_norm_fp32(parameters, self._clip_grad, grad_norm)
             for layer in skipped_layers if self.freezes_skipped else ():
                 # Without a gradient an optimiser passes a parameter over; a gradient of zero would still move it.
                 for parameter in self._parameters_by_layer.get(layer, ()):
                     parameter.grad = None
-            self.inner.step_with_ready_grads()
+            self.inner.step_with_norm(grad_norm)
             self.updates += 1
         self._scheduler.step(1)
         return UpdateResult(grad_norm, updated)
@@ -115,7 +110,7 @@ class StageOptimizer:
         self._scheduler.step(step + 1)
 
 
-def _build(recipe: Recipe, stage: StageConfig, wrapped: list[SkippingDataParallel]) -> ChainedOptimizer:
+def _build(recipe: Recipe, stage: StageConfig, wrapped: list[SkippingDataParallel]) -> PreparedOptimizer:
     settings, rates = recipe.optimizer, stage.learning_rate.rates
     highest = max(rates.values())
     minimum_ratio = stage.learning_rate_schedule.minimum_ratio
@@ -150,7 +145,7 @@ def _build(recipe: Recipe, stage: StageConfig, wrapped: list[SkippingDataParalle
         elif inner.init_state_fn is not None:
             # Transformer Engine's and apex's Adam make their moments in the first step, and could not be saved before.
             inner.init_state_fn(inner.optimizer, inner.config)
-    return optimizer
+    return PreparedOptimizer(optimizer)
 
 
 def _make_momentum(optimizer: torch.optim.SGD) -> None:

@@ -27,8 +27,8 @@ from tests.tiny import tiny_recipe
 class FusedAdam(torch.optim.Optimizer):
     """AdamW as Transformer Engine's; `adam_w_mode` as there."""
 
-    def __init__(self, params, lr, betas, eps, weight_decay, adam_w_mode):
-        assert adam_w_mode
+    def __init__(self, params, lr, betas, eps, weight_decay, adam_w_mode, capturable=False):
+        assert adam_w_mode and not capturable
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from unittest.mock import MagicMock
 import torch
 import torch.distributed as dist
 
+from megatron_sts.parallel.device import IdleStream
 from tests.reference_kernels.extension import make_extension
 
 _TRITON = ("triton", "triton.language", "triton.language.core", "triton.language.standard")
@@ -34,8 +35,8 @@ def _answer_as_hopper() -> None:
     cuda.is_current_stream_capturing = lambda: False
     torch.version.cuda = "13.0"
     # Streams and events order work that here is done at once.
-    cuda.Stream = cuda.Event = _Idle
-    cuda.current_stream = lambda device=None: _Idle()
+    cuda.Stream = cuda.Event = IdleStream
+    cuda.current_stream = lambda device=None: IdleStream()
     cuda.stream = lambda stream: nullcontext()
     # gloo has no call that sends several tensors as one; without a device they are sent one by one.
     together = dist._coalescing_manager
@@ -43,16 +44,6 @@ def _answer_as_hopper() -> None:
     # In a backward pass, a transfer of gloo's that is waited for long after it was done has been seen to wait for ever.
     exchange = dist.batch_isend_irecv
     dist.batch_isend_irecv = lambda operations: [work for work in exchange(operations) if not work.wait()]
-
-
-class _Idle:
-    """A stream or an event that never has anything to do."""
-
-    def wait_event(self, event: Any) -> None: ...
-
-    def wait_stream(self, stream: Any) -> None: ...
-
-    def record_event(self, event: Any = None) -> None: ...
 
 
 def _import_engine() -> None:

@@ -4,7 +4,7 @@ from enum import Enum, IntEnum
 
 DType = IntEnum(
     "DType",
-    "kByte kInt16 kInt32 kInt64 kFloat32 kFloat16 kBFloat16 kFloat8E4M3 kFloat8E5M2 kFloat8E8M0 kFloat4E2M1",
+    "kByte kInt32 kFloat32 kFloat16 kBFloat16 kFloat8E4M3 kFloat8E5M2 kFloat4E2M1",
     start=0,
 )
 FP8FwdTensors = IntEnum(
