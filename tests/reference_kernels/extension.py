@@ -1,4 +1,4 @@
-"""A stand-in for the compiled half of Transformer Engine 2.11: the functions of `transformer_engine_torch` that a model
+"""A stand-in for the compiled half of Transformer Engine: the functions of `transformer_engine_torch` that a model
 of this project comes to, each by its definition, in plain torch.
 
 What runs above it is Transformer Engine's and megatron-core's own Python. It says nothing about what a GPU computes
@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from tests.reference_kernels import attention, gemm, names, normalization, optimizer, packed_context, quantize, rotary
+from tests.reference_kernels.newer_engine import adapt_to_engine
 
 _FUNCTIONS = {
     attention: ("get_fused_attn_backend", "fused_attn_fwd", "fused_attn_bwd"),
@@ -56,8 +57,9 @@ def make_extension() -> ModuleType:
         for function in functions:
             setattr(extension, function, getattr(module, function))
     for name, value in vars(names).items():
-        if name[0].isupper() and isinstance(value, type) and name not in ("Enum", "IntEnum"):
+        if name[0].isupper() and isinstance(value, type) and value is not names.IntEnum:
             setattr(extension, name, value)
     extension.get_cublasLt_version = lambda: 130000  # type: ignore[attr-defined]
     extension.get_cudnn_version = lambda: 91400  # type: ignore[attr-defined]
+    adapt_to_engine(extension)
     return extension

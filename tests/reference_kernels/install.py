@@ -38,6 +38,9 @@ def _answer_as_hopper() -> None:
     cuda.Stream = cuda.Event = IdleStream
     cuda.current_stream = lambda device=None: IdleStream()
     cuda.stream = lambda stream: nullcontext()
+    # From 2.14 on torch's optimisers ask it of a machine with a GPU.
+    optimizer: Any = torch.optim.Optimizer
+    optimizer._accelerator_graph_capture_health_check = lambda self: None
     # gloo has no call that sends several tensors as one; without a device they are sent one by one.
     together = dist._coalescing_manager
     dist._coalescing_manager = lambda group=None, device=None, async_ops=False: together(group, None, async_ops)  # type: ignore[attr-defined]

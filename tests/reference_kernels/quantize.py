@@ -8,14 +8,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.reference_kernels.names import DType
+
 _TYPES = {
-    0: torch.uint8,
-    2: torch.int32,
-    4: torch.float32,
-    5: torch.float16,
-    6: torch.bfloat16,
-    7: torch.float8_e4m3fn,
-    8: torch.float8_e5m2,
+    DType.kByte: torch.uint8,
+    DType.kInt32: torch.int32,
+    DType.kFloat32: torch.float32,
+    DType.kFloat16: torch.float16,
+    DType.kBFloat16: torch.bfloat16,
+    DType.kFloat8E4M3: torch.float8_e4m3fn,
+    DType.kFloat8E5M2: torch.float8_e5m2,
 }
 _BLOCK = 128
 
