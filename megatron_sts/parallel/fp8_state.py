@@ -51,7 +51,7 @@ def check_fp8_state(state: bytes) -> None:
 
 @contextmanager
 def engine_reads_states() -> Iterator[None]:
-    """Let Transformer Engine read pickled FP8 states meanwhile. Only for what `check_fp8_state` let through, or is ours."""
+    """Let Transformer Engine read pickled FP8 states. For none but what `check_fp8_state` let through, or is ours."""
     before = os.environ.get(_UNPICKLES)
     os.environ[_UNPICKLES] = "1"
     try:

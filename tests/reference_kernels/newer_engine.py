@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+from torch import Tensor
 
-from tests.reference_kernels import attention
+from tests.reference_kernels import attention, packed_context
 
 _AS_IN_2_11 = Version("2.12")
 
@@ -22,6 +23,7 @@ def adapt_to_engine(extension: ModuleType) -> None:
         "get_fused_attn_backend": get_fused_attn_backend,
         "fused_attn_fwd": fused_attn_fwd,
         "fused_attn_bwd": fused_attn_bwd,
+        "thd_out_correction": thd_out_correction,
         "create_empty_quantized_tensor": create_empty_quantized_tensor,
     }
     for name, value in changed.items():
@@ -49,6 +51,14 @@ def fused_attn_bwd(*arguments: Any) -> Any:
     """Without formats and layouts of gradients and scales; the gradients' type is that of the numbers."""
     before, (bias, mask, softmax, window, _), after = arguments[:6], arguments[11:16], arguments[16:]
     return attention.fused_attn_bwd(*before, bias, mask, softmax, window, *after[:9], None, *after[9:])
+
+
+def thd_out_correction(
+    output: Tensor, part: Tensor, before: Tensor, sums: Tensor, part_sums: Tensor, ends: Tensor, *rest: bool
+) -> None:
+    """Adds a part to an output that is normalised by the sums `before` it [a, t]: rows without a part keep theirs."""
+    output.copy_(output.float() * (before - sums).exp().T.unsqueeze(-1))
+    packed_context.thd_out_correction(output, part, sums, part_sums, ends, *rest)
 
 
 def create_empty_quantized_tensor(
