@@ -28,7 +28,7 @@ _FUNCTIONS = {
         "thd_out_correction",
         "thd_grad_correction",
     ),
-    quantize: ("quantize", "bgrad_quantize", "dequantize", "fp8_transpose"),
+    quantize: ("quantize", "bgrad_quantize", "dequantize", "fp8_transpose", "swap_first_dims"),
     rotary: ("fused_rope_forward", "fused_rope_backward"),
 }
 

@@ -1,5 +1,6 @@
 """What a later Transformer Engine (2.20) asks of its compiled half otherwise than 2.11 does."""
 
+import sys
 from enum import IntEnum
 from importlib.metadata import version
 from types import ModuleType
@@ -65,11 +66,18 @@ def create_empty_quantized_tensor(
     quantizer: Any, shape: list[int], dtype: torch.dtype, device: torch.device, pin_memory: bool
 ) -> Any:
     """Of the sizes that the quantizer names, with nothing in it yet."""
-    shape, inner = tuple(shape), quantizer.internal
+    size = tuple(shape)
+    kind = type(quantizer)
+    if kind.__name__ == "Float8Quantizer":
+        # It names none; its tensors are those of scaling by what is, instead of by what was.
+        kind = sys.modules[kind.__module__].Float8CurrentScalingQuantizer
+    inner = quantizer.internal
     quantizer.internal = False
-    try:
-        described = quantizer.create_metadata(shape, dtype=dtype)
-    finally:
-        quantizer.internal = inner
-    parts = quantizer.alloc_tensors(shape, device="cpu")
-    return described["cls"].__tensor_unflatten__(parts, described, shape, None)
+    described = kind.storage_metadata(quantizer, dtype)
+    quantizer.internal = inner
+    parts = {
+        name: torch.empty(part, dtype=part_dtype)
+        for name, (part, part_dtype) in kind.inner_tensor_specs(quantizer, size).items()
+    }
+    context = {**described, "is_tensor": True, "requires_grad": False}
+    return described["cls"].__tensor_unflatten__(parts, context, size, None)

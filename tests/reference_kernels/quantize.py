@@ -45,9 +45,7 @@ def quantize(tensor: Tensor, quantizer: Any, out: Any = None, noop: Tensor | Non
     elif kind == "Float8CurrentScalingQuantizer":
         if quantizer.with_amax_reduction:
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=quantizer.amax_reduction_group)
-        quantizer.amax.copy_(largest)
-        quantizer.scale.copy_(_scale(largest, quantizer.dtype, quantizer.amax_epsilon, quantizer.force_pow_2_scales))
-        scale = quantizer.scale
+        scale = _scale(largest, quantizer.dtype, quantizer.amax_epsilon, quantizer.force_pow_2_scales)
     else:
         raise NotImplementedError(f"quantize for {kind}")
     data = _round(tensor * scale, quantizer.dtype)
@@ -74,6 +72,12 @@ def fp8_transpose(data: Tensor, number: int, out: Tensor | None = None) -> Tenso
     """[.., n] bytes -> [n, ..]."""
     transposed = _transposed(data)
     return transposed if out is None else out.copy_(transposed.view(out.shape))
+
+
+def swap_first_dims(tensor: Tensor, out: Tensor | None = None) -> Tensor:
+    """[m, n, ..] -> [n, m, ..]."""
+    swapped = tensor.transpose(0, 1)
+    return swapped.contiguous() if out is None else out.copy_(swapped)
 
 
 def rowwise(matrix: Any) -> Tensor:
@@ -137,7 +141,9 @@ def _decode(data: Tensor, number: int) -> Tensor:
 
 
 def _quantize_blocks(tensor: Tensor, quantizer: Any, out: Any) -> None:
-    square, compact = quantizer.block_scaling_dim == 2, quantizer.all_gather_usage
+    square = quantizer.block_scaling_dim == 2
+    # Of 2.11 alone.
+    compact = getattr(quantizer, "all_gather_usage", False)
     matrix = tensor.flatten(0, -2)
     for columns, data, scales in (
         (False, out._rowwise_data, out._rowwise_scale_inv),
