@@ -15,6 +15,8 @@ class SkippingDataParallel(DistributedDataParallel):
     being one for all: it is not sent, and where its weights stay as they are, they are not gathered.
     """
 
+    bucket_groups: list[Any]
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._idle: Sequence[Any] = ()
