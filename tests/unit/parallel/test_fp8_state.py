@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from megatron_sts.parallel.fp8_state import check_fp8_state
+from megatron_sts.parallel.fp8_state import check_fp8_state, engine_reads_states
 
 
 @dataclasses.dataclass
@@ -64,3 +64,14 @@ def test_code_in_the_bytes_of_a_tensor_is_not_run_either(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         check_fp8_state(pickle.dumps({"scale_fwd": InsideStorage(str(path))}))
     assert not path.exists()
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_transformer_engine_is_allowed_to_unpickle_only_meanwhile(monkeypatch, before):
+    variable = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
+    monkeypatch.delenv(variable, raising=False)
+    if before is not None:
+        monkeypatch.setenv(variable, before)
+    with engine_reads_states():
+        assert os.environ[variable] == "1"
+    assert os.environ.get(variable) == before
