@@ -96,7 +96,7 @@ def train_stage(
     stage = rises.measured(stage, start.step)
     recipe, data = recipe.with_stage(stage), data.with_skip(stage.skip)
     if not start.resumes:
-        check_loss_rise(recipe, stage, data, evaluation, place, partial(_say, place))
+        check_loss_rise(recipe, stage, data, evaluation, rises, place, partial(_say, place))
     # Up to here a start may be refused, and nothing has been written.
     rank_zero_does(lambda: open_output_directory(recipe))
     layers = recipe.architecture.language.layers

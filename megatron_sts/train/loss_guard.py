@@ -13,8 +13,12 @@ from megatron_sts.config import Recipe, SkipConfig, StageConfig
 from megatron_sts.errors import ConfigError
 from megatron_sts.parallel.groups import Place
 from megatron_sts.sts import StepPlan
+from megatron_sts.sts.groups import layers_of_groups
+from megatron_sts.sts.redundancy import largest_alpha
+from megatron_sts.sts.rises import measurements
 from megatron_sts.train.evaluation_step import EvaluationStep
 from megatron_sts.train.held_out import HeldOutSamples
+from megatron_sts.train.layer_rises import LayerRises
 from megatron_sts.train.stage_data import StageData
 
 # The draws of so many steps are looked at: one alone may miss the layer that matters.
@@ -41,6 +45,7 @@ def check_loss_rise(
     stage: StageConfig,
     data: StageData,
     evaluation: EvaluationStep,
+    rises: LayerRises,
     place: Place,
     say: Callable[[str], None],
 ) -> None:
@@ -62,7 +67,7 @@ def check_loss_rise(
             f"to at most {found.sparse:.3f}"
         )
         return
-    milder = _within(stage, samples, data, evaluation, found.dense)
+    milder = _within(recipe, stage, samples, data, evaluation, rises, found.dense)
     error = ConfigError(_refusal(stage, found, min(limits), milder))
     error.met_by_all = True
     raise error
@@ -83,13 +88,21 @@ def _highest(plans: list[StepPlan], samples: HeldOutSamples, data: StageData, ev
 
 
 def _within(
-    stage: StageConfig, samples: HeldOutSamples, data: StageData, evaluation: EvaluationStep, dense: float
+    recipe: Recipe,
+    stage: StageConfig,
+    samples: HeldOutSamples,
+    data: StageData,
+    evaluation: EvaluationStep,
+    rises: LayerRises,
+    dense: float,
 ) -> str | None:
     """A skip block, as YAML to paste, whose first plans keep within the limits; None where none was found.
 
-    Tried in this order: only the MLP of visual tokens, at falling rates; then the recipe's own at falling rates.
+    Tried in this order: only the MLP of visual tokens, by redundancy, at falling rates; then the recipe's own at
+    falling rates. Rises that are not at hand are measured as a start from the block would measure them, so that its
+    plans are those that were tried: one forward pass over the held-out samples for each layer, and one more.
     """
-    for skip in _milder(stage):
+    for skip in _milder(recipe, stage, rises):
         plans = first_sparse_plans(data.with_skip((skip,)))
         if all(evaluation.losses(plan, samples).mean - dense <= skip.max_loss_rise for plan in plans):
             values = skip.model_dump(mode="json", exclude_defaults=True, exclude={"skip_groups", "rises"})
@@ -98,13 +111,20 @@ def _within(
     return None
 
 
-def _milder(stage: StageConfig) -> Iterator[SkipConfig]:
-    first, plain = stage.skip[0], {"epsilon": 0.0, "schedule": "constant", "parameters": "frozen"}
-    # What the layers are worth for all tokens says nothing of their MLP for visual ones.
-    plain |= {"by": "depth", "rises": None, "measure_every": None}
+def _milder(recipe: Recipe, stage: StageConfig, rises: LayerRises) -> Iterator[SkipConfig]:
+    first = stage.skip[0]
     if stage.data.has_images:
+        own = stage.skip_of("visual")
+        # What the layers are worth for all tokens says nothing of their MLP for visual ones.
+        known = own.rises if own is not None and own.by == "redundancy" else None
+        plain = {"epsilon": 0.0, "schedule": "constant", "parameters": "frozen", "measure_every": None}
+        visual = first.model_copy(update={"tokens": "visual", "by": "redundancy", "rises": known, **plain})
+        (visual,) = rises.measured(stage.model_copy(update={"skip": (visual,)}), 0).skip
+        found = measurements(visual, recipe.architecture.language.layers)[-1].rises
+        largest = largest_alpha(found, visual, layers_of_groups(recipe, visual))
         for alpha in (0.75, 0.5, 0.25):
-            yield first.model_copy(update={"tokens": "visual", "alpha": alpha, **plain})
+            if alpha <= largest:
+                yield visual.model_copy(update={"alpha": alpha})
     for part in (2, 4, 8):
         yield first.model_copy(update={"alpha": round(first.alpha / part, 4)})
 
