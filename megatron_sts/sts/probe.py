@@ -1,5 +1,6 @@
 """What tools/probe.py measures: whole plans at several rates, and which of them a budget of loss allows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,43 @@ def plans_of(
     return [planner.plan(step) for step in range(draws)]
 
 
-def best_within(budget: float, found: Sequence[tuple[Trial, float, float]]) -> int | None:
-    """The number of the trial (trial, rise, share of FLOPs saved) that saves most at a rise within the budget."""
-    within = [(saved, number) for number, (_, rise, saved) in enumerate(found) if rise <= budget and saved > 0]
+@dataclass(frozen=True)
+class Measured:
+    """A trial, how much it raises the loss, with the standard error, and the share of the FLOPs that it saves."""
+
+    trial: Trial
+    rise: float
+    standard_error: float
+    saved: float
+
+    @property
+    def improves(self) -> bool:
+        """Whether leaving out lowers the loss by more than noise, so that the weights do not fit the data yet."""
+        return self.rise < -2 * self.standard_error
+
+
+def trusted(found: Sequence[Measured]) -> list[bool]:
+    """Of each trial whether its rise says what it costs: not where it, or a lower rate of its kind, improves the loss.
+
+    What harm such a plan does is hidden behind what the weights have yet to unlearn.
+    """
+
+    def rate(trial: Trial) -> float:
+        return trial.alpha + 1 - trial.keep_ratio
+
+    lowest: dict[tuple[object, object], float] = {}
+    for one in found:
+        kind = (one.trial.by, one.trial.tokens)
+        if one.improves:
+            lowest[kind] = min(rate(one.trial), lowest.get(kind, math.inf))
+    return [rate(one.trial) < lowest.get((one.trial.by, one.trial.tokens), math.inf) for one in found]
+
+
+def best_within(budget: float, found: Sequence[Measured]) -> int | None:
+    """The number of the trusted trial that saves most at a rise within the budget; None where there is none."""
+    within = [
+        (one.saved, number)
+        for number, (one, is_trusted) in enumerate(zip(found, trusted(found), strict=True))
+        if is_trusted and one.rise <= budget and one.saved > 0
+    ]
     return max(within)[1] if within else None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,22 @@ from megatron_sts.train.evaluation_step import Estimate, EvaluationStep, SampleL
 from megatron_sts.train.held_out import HeldOutSamples, held_out_samples
 from megatron_sts.train.layer_rises import plan_without
 from megatron_sts.train.stage_data import StageData
+from megatron_sts.train.visual_attention import VisualAttention
 
 
 @dataclass(frozen=True)
 class LayerWorth:
-    """One layer. rise, rise_visual: of the loss without it, and without its MLP for visual tokens (None: no images)."""
+    """One layer.
+
+    rise, rise_visual: of the loss without it, and without its MLP for visual tokens. attention_to_visual: share of the
+    attention of text tokens behind an image that visual tokens get. Both None where there are no images.
+    """
 
     layer: int
     rise: Estimate
     rise_visual: Estimate | None
     block_influence: float
+    attention_to_visual: float | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Probe:
             modules = [Float16Module(chunk.config, chunk) for chunk in chunks]
         self._evaluation = EvaluationStep(recipe, chunks, modules, place)
         self._influence = BlockInfluence(recipe, chunks, place)
+        self._attention = VisualAttention(recipe, chunks, place)
         self._samples = held_out_samples(recipe, data, place, samples)
         self._layers = recipe.architecture.language.layers
         self._full = full_plan(recipe.architecture.visual_tokens)
@@ -85,11 +93,13 @@ class Probe:
         """Measure everything; says beforehand what it will cost. progress: told how many evaluations are done."""
         kinds: tuple[SkippedTokens, ...] = ("all", "visual") if self._has_images else ("all",)
         # Twice: the first time reads the images and makes what libraries make once.
-        self._losses(self._full)
+        with self._attention.listening(self._samples, self._full) if self._has_images else nullcontext():
+            self._losses(self._full)
         began = time.perf_counter()
         with self._influence.listening(self._samples, self._full):
             base = self._losses(self._full)
         influence = self._influence.by_layer()
+        attention = self._attention.by_layer() if self._has_images else [None] * self._layers
         seconds = time.perf_counter() - began
         most = self._most_evaluations(len(kinds))
         forward = self._flops(self._full, ())
@@ -123,8 +133,8 @@ class Probe:
             mean = SampleLosses(np.mean([one.losses for one in found], axis=0), base.tokens)
             measured.append(PlanWorth(trial, mean.rise_over(base), self._saved(drawn)))
         layers = tuple(
-            LayerWorth(layer, worth["all"][layer], worth["visual"][layer] if "visual" in worth else None, turned)
-            for layer, turned in enumerate(influence)
+            LayerWorth(layer, worth["all"][layer], worth["visual"][layer] if "visual" in worth else None, turned, given)
+            for layer, (turned, given) in enumerate(zip(influence, attention, strict=True))
         )
         return ProbeResult(
             self._stage.name, len(self._samples), int(base.tokens.sum()), base.mean, image, layers, tuple(measured)

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from megatron_sts.planning.plot import save_figure
-from megatron_sts.sts.probe import Trial, best_within
+from megatron_sts.sts.probe import Measured, Trial, best_within, trusted
 from megatron_sts.train.probe import LayerWorth, PlanWorth, ProbeResult
 
 # Characters of the longest bar in the table.
@@ -41,6 +41,8 @@ def _layer_record(worth: LayerWorth) -> dict[str, Any]:
         "standard_error": worth.rise.standard_error,
         "standard_error_visual": 0.0 if visual is None else visual.standard_error,
         "block_influence": worth.block_influence,
+        # Without images no token attends to any.
+        "attention_to_visual": worth.attention_to_visual or 0.0,
     }
 
 
@@ -58,13 +60,19 @@ def _plan_record(worth: PlanWorth) -> dict[str, Any]:
 
 
 def recommended(found: ProbeResult, budget: float) -> dict[str, Any]:
-    """What saves most within a budget of nats at the first step; `recipe` is None where nothing does."""
-    measured = [(worth.trial, worth.rise.mean, worth.flops_saved) for worth in found.plans]
-    best = best_within(budget, measured)
+    """What saves most within a budget of nats at the first step, of the plans whose rises can be trusted; `recipe` is
+    None where nothing does, least_loss_rise of a trusted plan, None where none is."""
+    measured = _measured(found)
+    best, improve = best_within(budget, measured), sum(one.improves for one in measured)
+    told = {"budget": budget, "plans_that_improve": improve}
     if best is None:
-        cheapest = min((rise for _, rise, _ in measured), default=0.0)
-        return {"budget": budget, "recipe": None, "least_loss_rise": cheapest}
-    return {"budget": budget, "recipe": lines(found.plans[best].trial), **_plan_record(found.plans[best])}
+        rises = [one.rise for one, is_trusted in zip(measured, trusted(measured), strict=True) if is_trusted]
+        return told | {"recipe": None, "least_loss_rise": min(rises, default=None)}
+    return told | {"recipe": lines(found.plans[best].trial), **_plan_record(found.plans[best])}
+
+
+def _measured(found: ProbeResult) -> list[Measured]:
+    return [Measured(one.trial, one.rise.mean, one.rise.standard_error, one.flops_saved) for one in found.plans]
 
 
 def lines(trial: Trial) -> str:
@@ -82,12 +90,16 @@ def text(found: ProbeResult, budget: float) -> str:
         worth = found.image
         reads = "" if worth.mean > 2 * worth.standard_error else ": within noise the model does not read it"
         told.append(f"with another sample's image it rises by {_plus_minus(worth.mean, worth.standard_error)}{reads}")
-    told += ["", f"{'layer':>5}  {'rise without it':>18}  {'without its visual MLP':>22}  {'influence':>9}"]
+    told += [
+        "",
+        f"{'layer':>5}  {'rise without it':>18}  {'without its visual MLP':>22}  {'influence':>9}  {'attention':>9}",
+    ]
     for layer in found.layers:
         visual = "" if layer.rise_visual is None else _plus_minus(*_both(layer.rise_visual))
         bar = "#" * round(_BAR * min(1.0, max(0.0, layer.rise.mean) / _LONGEST_BAR_AT))
         rise, turned = _plus_minus(*_both(layer.rise)), layer.block_influence
-        told.append(f"{layer.layer:>5}  {rise:>18}  {visual:>22}  {turned:>9.3f}  {bar}".rstrip())
+        given = "" if layer.attention_to_visual is None else f"{layer.attention_to_visual:.1%}"
+        told.append(f"{layer.layer:>5}  {rise:>18}  {visual:>22}  {turned:>9.3f}  {given:>9}  {bar}".rstrip())
     told += ["", f"{'plan':<44}{'rise':>18}{'FLOPs saved':>14}"]
     for plan in found.plans:
         told.append(f"{_name(plan.trial):<44}{_plus_minus(*_both(plan.rise)):>18}{plan.flops_saved:>14.1%}")
@@ -110,16 +122,26 @@ def _name(trial: Trial) -> str:
 
 
 def _advice(found: ProbeResult, budget: float) -> str:
-    best = recommended(found, budget)
-    if best["recipe"] is None:
-        return (
+    best, told = recommended(found, budget), []
+    if improve := best["plans_that_improve"]:
+        told.append(
+            f"{improve} of the plans lower{'s' if improve == 1 else ''} the loss by more than noise: the weights do "
+            "not fit this data yet, and what\nleaving out will cost is not seen. Such plans, and higher rates of their "
+            "kind, are not recommended;\ntrain longer densely, or align longer, and probe again."
+        )
+    if best["recipe"] is not None:
+        told.append(
+            f"within {budget:g} nats at the first step {best['flops_saved']:.1%} of the stage's FLOPs can be saved "
+            f"(rise {best['loss_rise']:.3f}):\n  {best['recipe']}"
+        )
+    elif best["least_loss_rise"] is not None:
+        told.append(
             f"nothing can be saved within {budget:g} nats: the least that a plan raises the loss by is "
             f"{best['least_loss_rise']:.3f}"
         )
-    return (
-        f"within {budget:g} nats at the first step {best['flops_saved']:.1%} of the stage's FLOPs can be saved "
-        f"(rise {best['loss_rise']:.3f}):\n  {best['recipe']}"
-    )
+    else:
+        told.append("nothing is recommended")
+    return "\n".join(told)
 
 
 def plot(found: ProbeResult, path: Path) -> None:
