@@ -86,10 +86,11 @@ class LanguageArchitecture(ConfigModel):
     RMS norms, a gated MLP and no biases, where the family is not said to have others.
     """
 
-    family: Literal["llama", "mistral", "qwen2", "qwen3", "phi3", "phi"]
+    family: Literal["llama", "mistral", "qwen2", "qwen3", "phi3", "phi", "gemma"]
     """Which Hugging Face language model: llama (Llama 2 and 3, Vicuna), mistral, qwen2 (Qwen 2 and 2.5: biases on
     query, key and value), qwen3 (norms on query and key), phi3, phi (Phi-1.5 and Phi-2: attention and a plain MLP side
-    by side behind one layer norm, biases everywhere).
+    by side behind one layer norm, biases everywhere), gemma (the first: GeGLU, norms whose weight is added to one, word
+    embeddings scaled by the root of the width).
     """
     layers: int = Field(gt=0)
     """Number of transformer layers."""
@@ -130,6 +131,11 @@ class LanguageArchitecture(ConfigModel):
         return self.attention_head_size or self.hidden_size // self.attention_heads
 
     @property
+    def query_key_value_rows(self) -> int:
+        """Rows of the projection to queries, keys and values."""
+        return (self.attention_heads + 2 * self.query_groups) * self.head_size
+
+    @property
     def query_key_value_bias(self) -> bool:
         """Whether the query, key and value projections have biases."""
         return self.family == "qwen2" or self.linear_bias
@@ -162,7 +168,17 @@ class LanguageArchitecture(ConfigModel):
     @property
     def activation(self) -> Literal["silu", "gelu_tanh"]:
         """The MLP's activation; gelu_tanh is the GELU's approximation (Hugging Face: gelu_new)."""
-        return "gelu_tanh" if self.family == "phi" else "silu"
+        return "gelu_tanh" if self.family in ("phi", "gemma") else "silu"
+
+    @property
+    def zero_centered_norm(self) -> bool:
+        """Whether a norm's weight is what is added to one."""
+        return self.family == "gemma"
+
+    @property
+    def embedding_scale(self) -> float:
+        """What word embeddings are multiplied with; visual tokens are not."""
+        return self.hidden_size**0.5 if self.family == "gemma" else 1.0
 
     @property
     def rotary_size(self) -> int:

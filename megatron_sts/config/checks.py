@@ -42,12 +42,24 @@ def check_tensor_split(recipe: Recipe) -> Iterator[str]:
     tensor, language = recipe.parallel.tensor, recipe.architecture.language
     sizes = {
         "attention_heads": language.attention_heads,
-        "query_groups": language.query_groups,
         "ffn_hidden_size": language.ffn_hidden_size,
     }
     for name, size in sizes.items():
         if size % tensor:
             yield not_divisible(f"model.architecture.language.{name}", size, "parallel.tensor", tensor)
+    groups = language.query_groups
+    if groups % tensor and tensor % groups:
+        yield (
+            f"model.architecture.language.query_groups is {groups}, neither divisible by parallel.tensor {tensor} nor "
+            "a divisor of it; change one of the two"
+        )
+    elif groups % tensor and language.query_key_value_rows % tensor:
+        yield not_divisible(
+            "model.architecture.language.(attention_heads + 2 x query_groups) x head size",
+            language.query_key_value_rows,
+            "parallel.tensor",
+            tensor,
+        )
     if language.padded_vocabulary_size % tensor:
         yield (
             f"model.architecture.language.vocabulary_size {language.vocabulary_size} padded to a multiple of "

@@ -74,7 +74,7 @@ def _build_chunk(
     tower = build_tower(architecture.vision, recipe.model.vision, dtype, recipe.seed, read_weights=draw_weights)
     _mark_as_shares(tower, config)
     projector = Projector(architecture.vision.hidden_size, language.hidden_size, dtype, config.sequence_parallel)
-    return MultimodalModel(config, gpt, groups, tower, projector)
+    return MultimodalModel(config, gpt, groups, tower, projector, language.embedding_scale)
 
 
 def _add_output_bias(output: ColumnParallelLinear) -> None:

@@ -17,14 +17,14 @@ _RESIDUAL_MATRICES = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weigh
 def initialize_fresh(chunk: MultimodalModel, seed: int, layers: int) -> None:
     """Draw the language model's and the projector's weights; the tower keeps what it was built with.
 
-    The draw of a tensor depends on the seed and its checkpoint key (and layer) alone. Norm weights are one, biases
-    zero, matrices normal with standard deviation
+    The draw of a tensor depends on the seed and its checkpoint key (and layer) alone. Norms multiply by one, biases
+    are zero, matrices normal with standard deviation
     sqrt(2 / (5 h)), h the hidden size (Nguyen and Salazar, arXiv 1910.05895), those of the projector 1 / sqrt(fan-in).
     """
     with torch.no_grad():
         for tensor in _sharded_tensors(chunk):
             if not tensor.key.startswith("vision."):
-                _draw(tensor, seed, layers)
+                _draw(tensor, seed, layers, 0.0 if chunk.config.layernorm_zero_centered_gamma else 1.0)
 
 
 def _sharded_tensors(chunk: MultimodalModel) -> Iterator[ShardedTensor]:
@@ -35,20 +35,31 @@ def _sharded_tensors(chunk: MultimodalModel) -> Iterator[ShardedTensor]:
             yield value
 
 
-def _draw(tensor: ShardedTensor, seed: int, layers: int) -> None:
+def _draw(tensor: ShardedTensor, seed: int, layers: int, norm_weight: float) -> None:
     stacked = tensor.prepend_axis_num
     offset = tensor.global_offset[stacked:]
     target = tensor.data
     assert target is not None
-    whole = fresh_tensor(tensor.key, tensor.global_shape[stacked:], seed, layers, tensor.global_offset[:stacked])
+    index = tensor.global_offset[:stacked]
+    whole = fresh_tensor(tensor.key, tensor.global_shape[stacked:], seed, layers, index, norm_weight)
     own = whole[tuple(slice(start, start + size) for start, size in zip(offset, target.shape, strict=True))]
     target.copy_(own)
 
 
-def fresh_tensor(key: str, shape: tuple[int, ...], seed: int, layers: int, index: tuple[int, ...] = ()) -> torch.Tensor:
-    """A whole fresh tensor, float32. key: in a checkpoint; index: of the layer, where the key stands for all layers."""
+def fresh_tensor(
+    key: str,
+    shape: tuple[int, ...],
+    seed: int,
+    layers: int,
+    index: tuple[int, ...] = (),
+    norm_weight: float = 1.0,
+) -> torch.Tensor:
+    """A whole fresh tensor, float32. key: in a checkpoint; index: of the layer, where the key stands for all layers.
+
+    norm_weight: of norms; 0 where the weight is added to one.
+    """
     if len(shape) == 1:
-        return torch.full(shape, 0.0 if key.endswith("bias") else 1.0)
+        return torch.full(shape, 0.0 if key.endswith("bias") else norm_weight)
     text = f"{seed}/{key}/{index}".encode()
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
     return torch.empty(shape, dtype=torch.float32).normal_(0.0, _deviation(key, shape, layers), generator=generator)

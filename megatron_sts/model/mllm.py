@@ -6,6 +6,7 @@ It only wires: visual_tokens.py has the way of the visual tokens to their ranks.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -39,7 +40,9 @@ class MultimodalModel(MegatronModule):
         groups: ProcessGroupCollection,
         vision: VisionTower | None = None,
         projector: Projector | None = None,
+        embedding_scale: float = 1.0,
     ):
+        """embedding_scale: what word embeddings are multiplied with, before visual tokens take their places."""
         super().__init__(config=config)
         assert (vision is None) == (projector is None)
         self.language = language
@@ -52,6 +55,8 @@ class MultimodalModel(MegatronModule):
         self.vp_stage = language.vp_stage
         self.share_embeddings_and_output_weights = language.share_embeddings_and_output_weights
         self.model_type = language.model_type
+        # Rounded as transformers does, to the type of the embeddings.
+        self._embedding_scale = float(torch.tensor(embedding_scale, dtype=config.params_dtype))
         self._plan: StepPlan | None = None
         self.visual: VisualTokens | None = None
         if vision is not None and projector is not None:
@@ -116,6 +121,8 @@ class MultimodalModel(MegatronModule):
         whole = segments or (batch.tokens.size(1),)
         held = own_ranges(whole, context_rank=context.rank(), context_size=context.size())
         text = self.language.embedding(input_ids=take(batch.tokens, held), position_ids=None)
+        if self._embedding_scale != 1.0:
+            text = text * self._embedding_scale
         return self.visual.embed_into(text, batch, self._plan, segments)
 
     def sharded_state_dict(

@@ -41,6 +41,7 @@ def transformer_config(recipe: Recipe) -> TransformerConfig:
         num_query_groups=language.query_groups,
         kv_channels=language.head_size,
         normalization="LayerNorm" if language.layer_norm else "RMSNorm",
+        layernorm_zero_centered_gamma=language.zero_centered_norm,
         layernorm_epsilon=language.norm_epsilon,
         gated_linear_unit=language.gated_mlp,
         activation_func=_activation(language, fused=gpu),

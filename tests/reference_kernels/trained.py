@@ -44,7 +44,10 @@ STS = {
     "tune__compress": {"keep_ratio": 0.5},
 }
 SMOOTH = {"optimizer": {"epsilon": 1e-2, "weight_decay": 0.1}}
-FAMILIES = {"phi": {"family": "phi", "query_groups": 4, "partial_rotary_factor": 0.5}}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "phi": {"family": "phi", "query_groups": 4, "partial_rotary_factor": 0.5},
+    "gemma": {"family": "gemma", "query_groups": 1, "tied_embeddings": True},
+}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2_sp": (2, {"tensor": 2, "sequence_parallel": True}),
     "pp2": (2, {"pipeline": 2}),

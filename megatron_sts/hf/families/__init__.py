@@ -4,6 +4,7 @@ fused.py   fused tensors, taken apart and put together
 table.py   what a table is made of
 """
 
+from megatron_sts.hf.families.gemma import GEMMA
 from megatron_sts.hf.families.llama import LLAMA
 from megatron_sts.hf.families.mistral import MISTRAL
 from megatron_sts.hf.families.phi import PHI
@@ -19,6 +20,7 @@ LANGUAGES: dict[str, LanguageFamily] = {
     "qwen3": QWEN3,
     "phi3": PHI3,
     "phi": PHI,
+    "gemma": GEMMA,
 }
 
 __all__ = ["FINAL_NORM", "LANGUAGES", "LAYERS", "OUTPUT", "OUTPUT_BIAS", "LanguageFamily", "Rule"]

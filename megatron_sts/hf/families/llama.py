@@ -3,12 +3,12 @@
 from transformers import LlamaConfig
 
 from megatron_sts.hf.families.fused import merge_gate_up, merge_qkv, split_gate_up, split_qkv
-from megatron_sts.hf.families.table import LanguageFamily, Rule, hidden, query_key_value_rows
+from megatron_sts.hf.families.table import LanguageFamily, Rule, hidden
 
 QKV = Rule(
     "self_attention.linear_qkv.weight",
     ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    lambda language: (query_key_value_rows(language), language.hidden_size),
+    lambda language: (language.query_key_value_rows, language.hidden_size),
     merge_qkv,
     split_qkv,
 )

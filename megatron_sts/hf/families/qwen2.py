@@ -4,12 +4,12 @@ from transformers import Qwen2Config
 
 from megatron_sts.hf.families.fused import merge_qkv, split_qkv
 from megatron_sts.hf.families.llama import LLAMA
-from megatron_sts.hf.families.table import LanguageFamily, Rule, query_key_value_rows
+from megatron_sts.hf.families.table import LanguageFamily, Rule
 
 QKV_BIAS = Rule(
     "self_attention.linear_qkv.bias",
     ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
-    lambda language: (query_key_value_rows(language),),
+    lambda language: (language.query_key_value_rows,),
     merge_qkv,
     split_qkv,
 )

@@ -43,11 +43,6 @@ def hidden(language: LanguageArchitecture) -> tuple[int, ...]:
     return (language.hidden_size,)
 
 
-def query_key_value_rows(language: LanguageArchitecture) -> int:
-    """(a + 2g) d."""
-    return (language.attention_heads + 2 * language.query_groups) * language.head_size
-
-
 def vocabulary(language: LanguageArchitecture) -> tuple[int, ...]:
     """[V, h], without the rows that pad it."""
     return language.vocabulary_size, language.hidden_size

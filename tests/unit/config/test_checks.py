@@ -154,11 +154,16 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
     ),
     (
         "check_tensor_split",
-        ["parallel.tensor=16", f"{LANGUAGE}.query_groups=8"],
+        ["parallel.tensor=12", f"{LANGUAGE}.query_groups=8"],
         [
-            f"{LANGUAGE}.attention_heads is 8, not divisible by parallel.tensor 16; change one",
-            f"{LANGUAGE}.query_groups is 8, not divisible by parallel.tensor 16; change one",
+            f"{LANGUAGE}.attention_heads is 8, not divisible by parallel.tensor 12; change one",
+            f"{LANGUAGE}.query_groups is 8, neither divisible by parallel.tensor 12 nor a divisor of it; change one",
         ],
+    ),
+    (
+        "check_tensor_split",
+        ["parallel.tensor=8", f"{LANGUAGE}.query_groups=1", f"{LANGUAGE}.attention_head_size=14"],
+        ["(attention_heads + 2 x query_groups) x head size is 140, not divisible by parallel.tensor 8"],
     ),
     (
         "check_tensor_split",

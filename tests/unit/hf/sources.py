@@ -10,6 +10,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     Dinov2Config,
+    GemmaConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -82,6 +83,8 @@ def language_config(family: str) -> PreTrainedConfig:
         return Qwen2Config(**_LANGUAGE, tie_word_embeddings=True)
     if family == "qwen3":
         return Qwen3Config(**(_LANGUAGE | {"num_hidden_layers": 4}), head_dim=12)
+    if family == "gemma":
+        return GemmaConfig(**(_LANGUAGE | {"num_key_value_heads": 1}), head_dim=12)
     if family == "phi":
         # Half of a head of eight dimensions turns.
         sizes = _LANGUAGE | {"num_key_value_heads": 4}

@@ -45,6 +45,7 @@ TRAINED = [
     ("clip", "qwen3"),
     ("siglip", "phi3"),
     ("siglip", "phi"),
+    ("siglip", "gemma"),
     ("dinov2", "llama"),
 ]
 PROMPT = [1, 6, *[IMAGE_TOKEN_ID] * VISUAL_TOKENS, 7, 20, 9, 30, 11]

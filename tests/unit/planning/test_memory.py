@@ -20,6 +20,7 @@ def count(model: torch.nn.Module) -> int:
         ("qwen2", False, 8, None),
         ("qwen3", False, 8, 96),
         ("phi", False, 32, None),
+        ("gemma", True, 1, 256),
     ],
 )
 def test_language_parameters_are_those_of_the_model(make, family, tied, groups, head_size):
