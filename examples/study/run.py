@@ -1,6 +1,6 @@
 """The study: trains the arms of arms.yaml with several seeds and keeps a line of results for each run.
 
-    python examples/study/run.py --model smollm2 --arms dense,captions --seeds 1234,1,2
+    python examples/study/run.py --model smollm2 --arms dense,captions --seeds 1,2,3
 
 Begins from what the example's own run has made (runs/smollm2, runs/quickstart): its data and converted weights. All
 arms share one alignment, but those that are sparse in it. A run that has its line in results.jsonl is not done again,
@@ -17,13 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models import MODELS, RUN, Arm, Model, arms_of, root, start_recipe
+from models import MODELS, RUN, Arm, Model, arms_of, root
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SEEDS = "1234,1,2"
-# Samples that what each layer is worth is measured on, once for all arms that ask for it.
-PROBED = 16
+SEEDS = "1,2,3"
 
 
 def main() -> int:
@@ -36,7 +34,8 @@ def main() -> int:
     parser.add_argument("--arms", help="names of arms.yaml, comma between (default: all of the model)")
     parser.add_argument("--seeds", default=SEEDS, help="comma between (default: %(default)s)")
     parser.add_argument("--directory", type=Path, default=ROOT, help="where runs/ lies (default: the repository)")
-    options = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="of every recipe")
+    options = parser.parse_intermixed_args()
     model = MODELS[options.model]
     chosen = "whole" if options.whole else "tiny" if options.tiny else "short"
     arms = arms_of(model.name)
@@ -46,15 +45,15 @@ def main() -> int:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     os.chdir(options.directory)
     if not (model.made / "data").is_dir():
-        parser.error(f"{model.made}/data is not there; run examples/{model.name}/run.sh first, or give its --directory")
+        where = f"run examples/{model.example}/run.sh first, or give its --directory"
+        parser.error(f"{model.made}/data is not there; {where}")
     RUN.mkdir(parents=True, exist_ok=True)
     results = RUN / "results.jsonl"
     runs = left(model.name, chosen, seeds, [arms[name] for name in names], results)
     print(f"{len(seeds) * len(names)} runs, {len(runs)} left", flush=True)
     began = time.monotonic()
     for number, (seed, arm) in enumerate(runs):
-        prepare(model, chosen, arm)
-        result = one_run(model, chosen, arm, seed)
+        result = one_run(model, chosen, arm, seed, options.overrides)
         with results.open("a") as file:
             file.write(json.dumps(result) + "\n")
         seconds = (time.monotonic() - began) / (number + 1) * (len(runs) - number - 1)
@@ -77,34 +76,15 @@ def left(model: str, size: str, seeds: Sequence[int], arms: Sequence[Arm], resul
     return [(seed, arm) for seed in seeds for arm in arms if (model, size, arm.name, seed) not in done]
 
 
-def prepare(model: Model, size: str, arm: Arm) -> None:
-    """The alignment and the measurement that an arm asks for, unless they are there."""
-    place = Path(start_recipe(model, size, arm)["output_dir"])
-    if not list((place / "checkpoints").glob("align-*")):
-        print(f"alignment in {place}", flush=True)
-        process(model, size, arm, 0, "--start-only")
-    rises = root(model, size) / "rises.json"
-    if arm.tune.get("skip", {}).get("rises") == "align" and not rises.is_file():
-        checkpoint = sorted((place / "checkpoints").glob("align-*"))[-1]
-        command = [sys.executable, str(ROOT / "tools" / "probe.py"), "--config", str(place / "study.yaml")]
-        command += ["--stage", "align", "--checkpoint", str(checkpoint), "--samples", str(PROBED), "--json"]
-        found = subprocess.run(command, check=True, env=environment(), stdout=subprocess.PIPE)
-        rises.write_bytes(found.stdout)
-
-
-def one_run(model: Model, size: str, arm: Arm, seed: int) -> dict[str, Any]:
-    """A run's line of results."""
+def one_run(model: Model, size: str, arm: Arm, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """A run's line of results; trained in a process of its own, whose memory is free again after it."""
     made = root(model, size) / arm.name / str(seed) / "result.json"
     if not made.is_file():
-        process(model, size, arm, seed)
+        command = [sys.executable, "-W", "ignore", str(HERE / "one_run.py"), "--model", model.name, "--size", size]
+        command += ["--arm", arm.name, "--seed", str(seed), *overrides]
+        subprocess.run(command, check=True, env=environment())
     result: dict[str, Any] = json.loads(made.read_text())
     return result
-
-
-def process(model: Model, size: str, arm: Arm, seed: int, *more: str) -> None:
-    """Train in a process of its own, whose memory is free again after it."""
-    command = [sys.executable, "-W", "ignore", str(HERE / "one_run.py"), "--model", model.name, "--size", size]
-    subprocess.run([*command, "--arm", arm.name, "--seed", str(seed), *more], check=True, env=environment())
 
 
 def environment() -> dict[str, str]:
