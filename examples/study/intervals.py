@@ -29,7 +29,7 @@ def paired_differences(arms: Mapping[str, Mapping[int, float]], control: str) ->
     """
     differences: dict[str, list[float]] = {}
     for name, values in arms.items():
-        common = sorted(values.keys() & arms[control].keys())
+        common = sorted(values.keys() & arms.get(control, {}).keys())
         if name != control and common:
             differences[name] = [values[seed] - arms[control][seed] for seed in common]
     scatter, freedom = pooled_scatter(list(differences.values()))

@@ -7,7 +7,6 @@ written beside it.
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -22,6 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from intervals import Interval, paired_differences
 from models import HERE, MODELS, arms_of
+from results import read_lines
 
 CONTROL = "dense"
 Line = dict[str, Any]
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", help="(default: the study's own)")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="of study.md, whose tables are replaced")
     options = parser.parse_args()
-    lines = read(options.results)
+    lines = read_lines(options.results)
     made = tables(lines)
     for name, text in made.items():
         print(f"\n{name}\n{text}")
@@ -43,11 +43,6 @@ def main() -> int:
         for name in dict.fromkeys(line["model"] for line in lines):
             plot(name, lines, options.write / f"study_{name}.png")
     return 0
-
-
-def read(results: Path) -> list[Line]:
-    """The lines of results."""
-    return [json.loads(line) for line in results.read_text().splitlines()]
 
 
 def tables(lines: Sequence[Line]) -> dict[str, str]:
@@ -160,9 +155,9 @@ def plot(model: str, lines: Sequence[Line], file: Path) -> None:
         axes[0].plot([saved], [statistics.mean(values)], "o", color=color, label=name)
         losses = next(iter(of.values()))["loss_by_10_steps"]
         axes[1].plot([10 * (place + 1) for place in range(len(losses))], losses, color=color, label=name)
-    axes[0].axhline(
-        statistics.mean(100 * line["accuracy"] for line in runs[CONTROL].values()), color="0.7", linestyle="--"
-    )
+    if CONTROL in runs:
+        dense = statistics.mean(100 * line["accuracy"] for line in runs[CONTROL].values())
+        axes[0].axhline(dense, color="0.7", linestyle="--")
     axes[0].set(xlabel="tuning FLOPs of a 7B saved, %", ylabel="exact answers, %", title=f"{model}: quality kept")
     axes[1].set(xlabel="step", ylabel="training loss, mean of 10 steps", title="first seed", yscale="log")
     axes[0].legend(fontsize="small")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models import MODELS, RUN, Arm, Model, arms_of, root
+from results import read_lines
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -65,14 +66,9 @@ def main() -> int:
     return 0
 
 
-def read_results(file: Path) -> list[dict[str, Any]]:
-    """The lines of results; none where there is no file yet."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
 def left(model: str, size: str, seeds: Sequence[int], arms: Sequence[Arm], results: Path) -> list[tuple[int, Arm]]:
     """The runs that have no line of results yet, seed by seed."""
-    done = {(line["model"], line["size"], line["arm"], line["seed"]) for line in read_results(results)}
+    done = {(line["model"], line["size"], line["arm"], line["seed"]) for line in read_lines(results)}
     return [(seed, arm) for seed in seeds for arm in arms if (model, size, arm.name, seed) not in done]
 
 

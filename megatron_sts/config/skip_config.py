@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from megatron_sts.config.architecture import ConfigModel
 
@@ -103,10 +103,11 @@ class SkipConfig(ConfigModel):
 
     @field_validator("rises", mode="before")
     @classmethod
-    def _numbers_as_measurement(cls, values: Any) -> Any:
+    def _numbers_as_measurement(cls, values: Any, info: ValidationInfo) -> Any:
         """Bare numbers hold from the first step on."""
         if isinstance(values, str):
-            return Path(values)
+            # As JSON a path is text, and strict pydantic would refuse another form of it.
+            return values if info.mode == "json" else Path(values)
         if not isinstance(values, list | tuple):
             return values
         if values and all(isinstance(value, int | float) for value in values):

@@ -66,3 +66,14 @@ def test_the_example_runs_from_its_files_to_its_table_and_is_not_done_twice(tmp_
     worth.BATCH = 1
     rows = worth.read_questions(data / "test_questions.jsonl")
     assert worth.image_worth(data.parent / "dense" / "export", rows, data) == pytest.approx(dense["image"], abs=1e-4)
+    # The study goes on from what the example has made, and does no run twice.
+    study = [sys.executable, str(RUN.parents[1] / "study" / "run.py"), "--model", "smollm2", "--tiny"]
+    study += ["--arms", "last_12", "--seeds", "7", "--directory", str(tmp_path), "model.architecture=tiny.yaml"]
+    done = subprocess.run(study, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "1/1 last_12, seed 7" in done.stdout
+    (line,) = map(json.loads, (tmp_path / "runs/study/results.jsonl").read_text().splitlines())
+    assert (line["arm"], line["seed"], line["settings"]["steps"]) == ("last_12", 7, 2)
+    assert 0 <= line["accuracy"] <= 1 and 0 < line["flops_executed"] <= line["flops_dense"]
+    done = subprocess.run(study, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "1 runs, 0 left\n", done.stdout + done.stderr

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megatron_sts.config import MeasuredRises, Recipe
+from megatron_sts.config import MeasuredRises, Recipe, load_recipe, resolved_yaml
 from megatron_sts.errors import ConfigError
 from megatron_sts.planning import forecast, forecast_text
 from megatron_sts.sts import StagePlanner, resolve_skip_groups
@@ -40,6 +40,10 @@ def test_the_probes_json_is_read_for_the_tokens_that_are_skipped(tmp_path):
     assert read_rises(file, "visual", 4) == pytest.approx((0.09, 0.01, 0.01693, 0.01))
     resolved = resolve_skip_groups(recipe_of(tmp_path, rises=str(file)))
     assert resolved.stage("tune").skip[0].rises == (MeasuredRises(step=0, rises=tuple(RISES)),)
+    (tmp_path / "recipe.yaml").write_text(resolved_yaml(recipe_of(tmp_path)))
+    assert load_recipe(tmp_path / "recipe.yaml", [f"stages.tune.skip.rises={file}"]) == recipe_of(
+        tmp_path, rises=str(file)
+    )
     # Written down and read again, as a checkpoint does.
     assert Recipe.model_validate_json(json.dumps(resolved.resolved())) == resolved
 
