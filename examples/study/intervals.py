@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from scipy.stats import t
 
 CONFIDENCE = 0.95
+# With one degree of freedom an interval is 13 standard deviations wide, and says nothing.
+LEAST_FREEDOM = 2
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval; half is None where no arm was run with two seeds."""
+    """A mean with its confidence interval; half is None where too few were run with several seeds."""
 
     mean: float
     half: float | None
@@ -43,9 +45,9 @@ def paired_differences(arms: Mapping[str, Mapping[int, float]], control: str) ->
 
 
 def pooled_scatter(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
-    """Standard deviation within groups, from all of them together, and its degrees of freedom; None: none has two."""
+    """Standard deviation within groups, from all of them together, and its degrees of freedom; None: too few."""
     freedom = sum(len(group) - 1 for group in groups)
-    if freedom == 0:
-        return None, 0
+    if freedom < LEAST_FREEDOM:
+        return None, freedom
     squares = sum(statistics.variance(group) * (len(group) - 1) for group in groups if len(group) > 1)
     return math.sqrt(squares / freedom), freedom

@@ -12,6 +12,8 @@ from megatron_sts.train.stage_data import StageData
 
 # Of a training run; tools/probe.py lets the user choose.
 _SAMPLES = 32
+# Rises below it, in nats, are no noise of these samples: leaving a layer out helps, so the rises say little of it.
+_FITS = -0.25
 
 
 def plan_without(layer: int, tokens: SkippedTokens, visual_tokens: int) -> StepPlan:
@@ -68,17 +70,24 @@ class LayerRises:
             # Rounded, so that a plan made of them does not hang on the order in which ranks have summed.
             kept = tuple(round(rise.mean, 4) for rise in rises)
             stage = with_rises(stage, skip.tokens, MeasuredRises(step=step, rises=kept))
-            self._say(f"{stage.name} {step} | {_told(kept, skip.tokens, skip.protect_above, base.mean)}")
+            self._say(f"{stage.name} {step} | {told(kept, skip.tokens, skip.protect_above, base.mean)}")
         return stage
 
     def _losses(self, plan: StepPlan, samples: HeldOutSamples, what: str) -> SampleLosses:
         return self._evaluation.losses(plan, samples, lambda passes: self._gets_on(what))
 
 
-def _told(rises: tuple[float, ...], tokens: SkippedTokens, protect_above: float, base: float) -> str:
+def told(rises: tuple[float, ...], tokens: SkippedTokens, protect_above: float, base: float) -> str:
+    """A measurement in words, with a warning where it cannot be gone by. base: the loss with all layers."""
     protected = [layer for layer, rise in enumerate(rises) if rise > protect_above]
     what = "without a layer" if tokens == "all" else "without a layer's MLP for visual tokens"
     kept = (
         f"never skipped: {protected}, which rise by more than {protect_above:g}" if protected else "none is protected"
     )
-    return f"loss {base:.3f}; {what} it rises by {min(rises):.3f} to {max(rises):.3f} nats; {kept}"
+    line = f"loss {base:.3f}; {what} it rises by {min(rises):.3f} to {max(rises):.3f} nats; {kept}"
+    if min(rises) > _FITS:
+        return line
+    return (
+        f"{line}; a loss that falls without a layer says that the weights do not fit this data yet: measure on data "
+        "that they fit, and give that as rises (docs/redundancy.md)"
+    )

@@ -65,8 +65,9 @@ def test_sts_keeps_the_tokens_and_layers_that_the_readme_says() -> None:
     assert kept == tuple(range(0, 576, 4))
     planner = StagePlanner(recipe, tune, 5197, 5197.0)
     assert planner.skip_probabilities(0, "visual") == (0.0,) * 32
-    # Alike until they are measured.
-    assert planner.skip_probabilities(520, "visual") == pytest.approx((0.5,) * 32)
+    # Alike until they are measured; a step in ten is full.
+    assert planner.skip_probabilities(1565, "visual") == pytest.approx((0.5,) * 32)
+    assert sum(max(planner.skip_probabilities(step, "visual")) == 0 for step in range(2000, 2500)) == 50
     assert planner.skip_probabilities(5000) == (0.0,) * 32
 
 
@@ -75,7 +76,7 @@ def test_the_formula_is_that_of_the_paper_within_the_groups() -> None:
     assert difference(sts.resolved(), recipe.resolved()) == [
         "output_dir",
         *(f"stages.tune.skip.{key}" for key in ("tokens", "by", "epsilon", "schedule")),
-        *(f"stages.tune.skip.{key}" for key in ("skip_groups", "ramp_ratio", "accept_loss_rise")),
+        *(f"stages.tune.skip.{key}" for key in ("skip_groups", "ramp_ratio", "full_share", "accept_loss_rise")),
     ]
     probabilities = StagePlanner(recipe, recipe.stages[1], 5197, 5197.0).skip_probabilities(0)
     # Over 32 layers the paper's tilt rises by 0.5 / 31 a layer, here within four groups of eight.

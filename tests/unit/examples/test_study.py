@@ -46,9 +46,9 @@ def test_differences_are_paired_by_seed_with_a_pooled_student_interval(study: di
     assert [one.half for one in found.values()] == pytest.approx([half / 3**0.5, half / 2**0.5, half], rel=1e-3)
 
 
-def test_one_seed_alone_has_no_interval(study: dict[str, ModuleType]) -> None:
-    found = study["intervals"].paired_differences({"dense": {1: 1.0}, "arm": {1: 3.0}}, "dense")
-    assert found["arm"] == study["intervals"].Interval(2.0, None, 1)
+def test_one_degree_of_freedom_has_no_interval(study: dict[str, ModuleType]) -> None:
+    arms = {"dense": {1: 1.0, 2: 1.0}, "arm": {1: 3.0, 2: 5.0}}
+    assert study["intervals"].paired_differences(arms, "dense")["arm"] == study["intervals"].Interval(3.0, None, 2)
 
 
 def test_every_arm_is_a_recipe_that_differs_from_dense_in_sparsity_and_steps(
