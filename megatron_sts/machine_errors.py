@@ -34,6 +34,12 @@ def machine_message(error: BaseException) -> str | None:
     # By name, for torch is not imported by every command.
     if type(error).__name__ == "OutOfMemoryError":
         return f"error: the GPU's memory is full ({' '.join(str(error).split())[:300]}); {_LESS_GPU_MEMORY}"
+    # torch's own, which it raises in the main thread wherever that is; elsewhere data/loader.py names the lost worker.
+    if type(error) is RuntimeError and "DataLoader worker" in str(error):
+        return (
+            f"error: a process that loads data was lost ({error}); give the machine more memory or the run fewer "
+            "data.workers, and start it again"
+        )
     if isinstance(error, MemoryError):
         return "error: the machine's memory is full; give the command more, or fewer processes"
     return None

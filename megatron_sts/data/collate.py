@@ -83,6 +83,11 @@ class Batch:
         }
         return replace(self, **moved)  # type: ignore[arg-type]
 
+    def device_tensors(self) -> list[Tensor]:
+        """What `on_device` moves."""
+        moved = (self.tokens, self.labels, self.weights, self.pixels, self.guides)
+        return [values for values in moved if values is not None]
+
 
 def collate(
     items: Sequence[RawItem],

@@ -81,9 +81,12 @@ class MicroBatchLoader:
     def __iter__(self) -> Iterator[list[RawMicroBatch]]:
         """For each step its raw micro-batches; `to_batch` makes tensors of them.
 
-        An item with a picture that cannot be read is blank, and says so in its `problem`.
+        An item with a picture that cannot be read is blank, and says so in its `problem`. Workers start at once, and
+        not in the thread that asks for the first step, which need not be the main one.
         """
-        loaded = iter(self._loader)
+        return self._steps(iter(self._loader))
+
+    def _steps(self, loaded: Iterator[RawMicroBatch | MegatronStsError]) -> Iterator[list[RawMicroBatch]]:
         for number in range(self._numbers.first_step, self._numbers.last_step):
             step = []
             for _ in range(self._micro_batches):

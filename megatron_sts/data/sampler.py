@@ -61,15 +61,18 @@ class StepSampler:
         return [int(sample) for sample in self._permutation(0)[-count:]]
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._permutations:
+        # Read once: another thread may put others in their place.
+        known_orders = self._permutations
+        if epoch not in known_orders:
             # Only the current and the next epoch are ever needed together.
-            self._permutations = {known: order for known, order in self._permutations.items() if known == epoch - 1}
+            known_orders = {known: order for known, order in known_orders.items() if known == epoch - 1}
             # numpy promises the raw stream of a bit generator for ever, that of Generator.permutation it does
             # not; a resumed run must find the same order under a newer numpy.
             stream = np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
             order = np.argsort(stream.random_raw(self.count), kind="stable")
-            self._permutations[epoch] = order if self._groups is None else self._grouped(order, epoch, stream)
-        return self._permutations[epoch]
+            known_orders[epoch] = order if self._groups is None else self._grouped(order, epoch, stream)
+            self._permutations = known_orders
+        return known_orders[epoch]
 
     def _grouped(self, order: np.ndarray, epoch: int, stream: np.random.PCG64) -> np.ndarray:
         """The samples of `order`, in steps of like length with and without images, the steps in random order.

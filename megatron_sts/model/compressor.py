@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_sts.parallel.device import to_device
 from megatron_sts.sts import StepPlan
 
 
@@ -85,7 +86,7 @@ def pool_windows(features: Tensor, plan: StepPlan, images: ImageContext) -> Tens
 
 def _on_device(indices: Sequence[Any], like: Tensor) -> Tensor:
     """Indices as a tensor where `like` is; made on the CPU first, so that a GPU is not waited for."""
-    return torch.tensor(indices, device="cpu").to(like.device, non_blocking=True)
+    return to_device(torch.tensor(indices, device="cpu"), like.device)
 
 
 def _take(features: Tensor, kept: Tensor) -> Tensor:

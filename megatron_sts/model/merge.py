@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_sts.parallel.chunk import places_in
+from megatron_sts.parallel.device import to_device
 
 
 @dataclass(frozen=True)
@@ -41,5 +42,5 @@ def visual_rows(
 
 def merge(text: Tensor, visual: Tensor, rows: VisualRows) -> Tensor:
     """Write visual embeddings [v, h] over their slots in the text embeddings [s, b, h]; returns a new tensor."""
-    places = tuple(index.to(text.device, non_blocking=True) for index in (rows.position, rows.row))
+    places = tuple(to_device(index, text.device) for index in (rows.position, rows.row))
     return text.index_put(places, visual.to(text.dtype))

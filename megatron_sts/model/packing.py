@@ -6,6 +6,7 @@ from itertools import accumulate
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from megatron_sts.parallel.device import to_device
 from megatron_sts.parallel.sequence import sample_multiple
 
 
@@ -20,7 +21,7 @@ def packed_parameters(segments: Sequence[int], context_size: int = 1) -> PackedS
     assert all(length % sample_multiple(context_size) == 0 for length in segments)
     # Made on the CPU first: written to a GPU at once, it would be waited for in every micro-batch.
     ends = torch.tensor([0, *accumulate(segments)], dtype=torch.int32, device="cpu")
-    ends = ends.to(torch.cuda.current_device(), non_blocking=True)
+    ends = to_device(ends, torch.cuda.current_device())
     longest = max(segments)
     padded = ends if context_size > 1 else None
     return PackedSeqParams(

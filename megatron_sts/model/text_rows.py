@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_sts.config import FP8_MULTIPLE
 from megatron_sts.parallel.chunk import take
+from megatron_sts.parallel.device import to_device
 from megatron_sts.parallel.exchange import deal_evenly, send_to_owners
 from megatron_sts.parallel.sequence import Ranges, own_ranges, round_up
 
@@ -81,14 +82,14 @@ def text_rows(
     shares = 1 if gathered else size
     worked = round_up(max(1, -(-len(places) // shares)), FP8_MULTIPLE[config.fp8_recipe] if config.fp8 else 1)
     device = torch.cuda.current_device()
-    everywhere = places.to(device, non_blocking=True)
+    everywhere = to_device(places, device)
     if size == 1:
         return TextRows(everywhere, worked, gathered=everywhere)
     rank, chunk = groups.tp.rank(), len(text) * sum(end - start for start, end in held) // size
     owners = places // chunk
     own = places[owners == rank] - rank * chunk
     if gathered:
-        return TextRows(own.to(device, non_blocking=True), worked, gathered=everywhere)
+        return TextRows(to_device(own, device), worked, gathered=everywhere)
     moved = deal_evenly(torch.bincount(owners, minlength=size).tolist())
     received = [of_rank[rank] for of_rank in moved]
-    return TextRows(own.to(device, non_blocking=True), worked, moved[rank], received, groups.tp)
+    return TextRows(to_device(own, device), worked, moved[rank], received, groups.tp)

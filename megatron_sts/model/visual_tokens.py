@@ -19,6 +19,7 @@ from megatron_sts.model.merge import VisualRows, merge, visual_rows
 from megatron_sts.model.projector import Projector
 from megatron_sts.model.vision import VisionTower
 from megatron_sts.parallel.chunk import places_in
+from megatron_sts.parallel.device import to_device
 from megatron_sts.parallel.exchange import own_share, send_to_owners
 from megatron_sts.parallel.sequence import own_ranges
 from megatron_sts.sts import StepPlan
@@ -87,7 +88,7 @@ class VisualTokens:
         received = torch.bincount(source[rows.image], minlength=size)
         return (
             send_to_owners(
-                kept[leaving.to(kept.device, non_blocking=True)],
+                kept[to_device(leaving, kept.device)],
                 [len(held[chunk]) for chunk in chunks],
                 received.tolist(),
                 self.group,

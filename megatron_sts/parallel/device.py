@@ -9,13 +9,15 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from megatron_sts.errors import ConfigError
+
+T = TypeVar("T")
 
 _FACTORIES = (
     "zeros",
@@ -79,6 +81,39 @@ def synchronize() -> None:
     """Wait for what the device was given to do."""
     if has_gpu():
         torch.cuda.synchronize()
+
+
+def to_device(values: torch.Tensor, device: torch.device | int) -> torch.Tensor:
+    """A tensor of the CPU on the device, without waiting for it: a GPU copies from pinned memory by itself."""
+    return (values.pin_memory() if has_gpu() else values).to(device, non_blocking=True)
+
+
+class SideStream:
+    """Work for the device beside what the main thread gives it; on a CPU it is done at once."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream() if has_gpu() else None
+        self._device = torch.cuda.current_device()
+
+    def do(self, work: Callable[[], T]) -> T:
+        """What `work`, which may copy to the device, returns; on any thread."""
+        if self._stream is None:
+            return work()
+        # Each thread has a current device of its own.
+        torch.cuda.set_device(self._device)
+        with torch.cuda.stream(self._stream):
+            return work()
+
+    def join(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Have the main thread's stream begin with these tensors when `do` has made them; the host does not wait."""
+        if self._stream is None:
+            return
+        main = torch.cuda.current_stream()
+        main.wait_stream(self._stream)
+        for tensor in tensors:
+            if tensor.is_cuda:
+                # Its memory is not given to others before the main stream is done with it.
+                tensor.record_stream(main)
 
 
 def reset_peak_memory() -> None:

@@ -9,7 +9,7 @@ class StepFigures:
     """One line of metrics.jsonl.
 
     step: 1-based, steps done. tokens_per_second: positions of the global batch that are not padding, per second.
-    data_wait_s: of step_time_s, until the step's samples were there on every rank. save_stall_s: of step_time_s, for
+    data_wait_s: of step_time_s, for samples, of the rank that waited longest. save_stall_s: of step_time_s, for
     checkpoints that were begun or finished since the step before.
     visual_tokens_kept, visual_tokens_total: over the global batch. layers_skipped: 0-based layer numbers.
     layers_skipped_for_visual: those that ran, but their MLP for text alone.

@@ -1,6 +1,5 @@
 """The training loop of one stage."""
 
-import gc
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from megatron_sts.sts import StepPlan
 from megatron_sts.sts.rises import resumed_rises
 from megatron_sts.train.bad_steps import BadSteps, step_judge
 from megatron_sts.train.checkpoint import load_checkpoint, sharded_state
+from megatron_sts.train.collections_by_step import CollectionsByStep
 from megatron_sts.train.evaluation_step import EvaluationStep
 from megatron_sts.train.figures import StepFigures
 from megatron_sts.train.fp8_start import register_layers
@@ -30,7 +30,7 @@ from megatron_sts.train.progress import Progress
 from megatron_sts.train.resume import Start
 from megatron_sts.train.saver import Saver
 from megatron_sts.train.stage_data import StageData
-from megatron_sts.train.step import StepResult, TrainStep
+from megatron_sts.train.step import RankReport, StepResult, TrainStep
 from megatron_sts.train.step_shape import StepShape
 from megatron_sts.train.stopping import StopReason, StopRequests
 from megatron_sts.train.validation import Validation
@@ -104,30 +104,34 @@ def train_stage(
     with (
         Progress(recipe, stage.name, start.step, data.total_steps, layers, speaks=place.rank == 0) as progress,
         Saver(recipe, stage.name, parts.state, progress.say) as saver,
+        CollectionsByStep(start.step) as collections,
+        data.inputs(place, start.step) as inputs,
     ):
         validation = Validation(recipe, stage, data, evaluation, place)
         bad_steps = BadSteps(recipe, stage.name, place)
-        # What is there by now stays as long as the stage: no collection walks through it, and makes others wait for it.
-        gc.freeze()
+
+        def report() -> RankReport:
+            # The device is at work now, and the host has time.
+            collections.collect()
+            bad_ahead = inputs.bad_ahead()
+            return RankReport(running.requests.reason(), saver.is_at_work(), bad_ahead, inputs.take_wait())
+
         began = time.perf_counter()
-        loaded = data.items(place, start.step)
         for step in range(start.step, data.total_steps):
             measured = rises.measured(stage, step)
             if measured is not stage:
                 stage, recipe = measured, recipe.with_stage(measured)
                 data = data.with_skip(stage.skip)
                 saver.take_up(recipe)
+                inputs.take_up(data)
             running.watchdog.reached(f"{stage.name} step {step + 1}")
-            asked = time.perf_counter()
-            items = next(loaded)
-            plan = data.planner.plan(step)
-            shape = data.shape(plan)
-            given = data.step_input(plan, shape, items, place)
-            waited = time.perf_counter() - asked
+            given = next(inputs)
+            plan = given.plan
             rate = parts.optimizer.learning_rate
-            result = parts.step.run(given, running.requests.reason, saver.is_at_work)
+            result = parts.step.run(given, report)
+            inputs.told(result.bad_ahead)
             seconds = time.perf_counter() - began
-            figures = _figures(stage, data, plan, shape, result, rate, seconds, waited, saver.take_stall())
+            figures = _figures(stage, data, plan, data.shape(plan), result, rate, seconds, saver.take_stall())
             if validation.is_due(step + 1, data.total_steps):
                 found = validation.measure(plan)
                 figures = replace(figures, validation_loss=found.dense, validation_loss_sparse=found.sparse)
@@ -214,7 +218,6 @@ def _figures(
     result: StepResult,
     rate: float,
     seconds: float,
-    waited: float,
     stalled: float,
 ) -> StepFigures:
     executed, dense = data.flops(plan, shape)
@@ -225,7 +228,7 @@ def _figures(
         grad_norm=result.grad_norm,
         learning_rate=rate,
         step_time_s=seconds,
-        data_wait_s=waited,
+        data_wait_s=result.data_wait_s,
         save_stall_s=stalled,
         tokens_per_second=shape.tokens / seconds,
         sequence_length=shape.length,

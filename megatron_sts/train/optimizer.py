@@ -1,11 +1,10 @@
 """The optimiser of a stage: megatron-core's, with a learning rate per part, leaving skipped layers alone."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
@@ -21,14 +20,6 @@ from megatron_sts.parallel.device import has_gpu
 from megatron_sts.train.adam import SharedStepAdamW
 from megatron_sts.train.optimizer_state import MASTER_WEIGHT, state_shards, stepped_tensors
 from megatron_sts.train.prepared_optimizer import PreparedOptimizer
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """grad_norm: of the whole model before clipping. updated: False where the step was not wanted."""
-
-    grad_norm: float
-    updated: bool
 
 
 class StageOptimizer:
@@ -73,25 +64,39 @@ class StageOptimizer:
         self.inner.zero_grad()
 
     @torch.no_grad()
-    def update(self, skipped_layers: frozenset[int], wanted: Callable[[float], bool] = math.isfinite) -> UpdateResult:
-        """Update from the reduced gradients; every rank takes the same decision.
+    def squared_grad_norm(self) -> Tensor:
+        """The square of the norm of the whole model's reduced gradients, before clipping; all ranks together.
 
-        Weights and moments of the skipped layers (0-based) stay bitwise as they are, or with `skip.parameters:
-        momentum` move as under a gradient of zero. wanted: whether to update, from the gradient norm; where it says
-        no, nothing is changed.
+        0-d float64 on the device, which nobody waits for: megatron-core's own norm is a number of the host.
         """
         self.inner.prepare_grads()
-        grad_norm = float(self.inner.get_grad_norm())
-        updated = wanted(grad_norm)
-        if updated:
-            for layer in skipped_layers if self.freezes_skipped else ():
-                # Without a gradient an optimiser passes a parameter over; a gradient of zero would still move it.
-                for parameter in self._parameters_by_layer.get(layer, ()):
-                    parameter.grad = None
-            self.inner.step_with_norm(grad_norm)
-            self.updates += 1
+        total = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
+        for optimizer in self.inner.chained_optimizers:
+            square = torch.zeros_like(total)
+            if gradients := optimizer.get_main_grads_for_grad_norm():
+                square = torch.nn.utils.get_total_norm(gradients).double() ** 2
+            dist.all_reduce(square, group=optimizer.get_grad_stats_parallel_group())
+            total += square
+        return total
+
+    @torch.no_grad()
+    def update(self, skipped_layers: frozenset[int], grad_norm: float) -> None:
+        """Update from the gradients of `squared_grad_norm`, clipped.
+
+        Weights and moments of the skipped layers (0-based) stay bitwise as they are, or with `skip.parameters:
+        momentum` move as under a gradient of zero.
+        """
+        for layer in skipped_layers if self.freezes_skipped else ():
+            # Without a gradient an optimiser passes a parameter over; a gradient of zero would still move it.
+            for parameter in self._parameters_by_layer.get(layer, ()):
+                parameter.grad = None
+        self.inner.step_with_norm(grad_norm)
+        self.updates += 1
         self._scheduler.step(1)
-        return UpdateResult(grad_norm, updated)
+
+    def pass_over(self) -> None:
+        """In place of an update, for a step that changes nothing but the rate of the next one."""
+        self._scheduler.step(1)
 
     def shards(self, model_state: dict[str, Any], master_weight: str = MASTER_WEIGHT) -> list[ShardedTensor]:
         """This rank's moments and master weights, to be saved or loaded into; none where it trains nothing.

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_sts.config import QUARANTINE_FILE, Recipe, StageConfig
-from megatron_sts.data import PreparedSamples, RawItem, allowed_bad_records
+from megatron_sts.data import PreparedSamples, allowed_bad_records
 from megatron_sts.errors import DataError, shown
 from megatron_sts.parallel.together import from_all_ranks
 from megatron_sts.train.progress import forget_steps_after
@@ -60,26 +60,28 @@ class Quarantine:
         places = {int(number): place for place, number in enumerate(prepared.samples.numbers)} if lines else {}
         self._found = {places[line.record]: line for line in lines if line.step and line.record in places}
 
-    def of_step(self, step: int, indices: Sequence[int], raw: Sequence[Sequence[RawItem]]) -> frozenset[int]:
-        """Those of a 0-based step's samples that are bad. All ranks together, by one small collective.
+    def known(self, indices: Sequence[int]) -> frozenset[int]:
+        """Those of some samples that are known to be bad."""
+        return frozenset(index for index in indices if index in self._found)
 
-        indices: the samples of the step. raw: those of them that this rank has loaded; may be none.
+    def settle(self, step: int, indices: Sequence[int], own: dict[int, str], told: bool | None) -> frozenset[int]:
+        """Those of a 0-based step's samples that are bad. All ranks together.
+
+        indices: the samples of the step. own: the problems of those that this rank has found bad; may be none. told:
+        whether any rank has found any, where all know that already; None: they tell each other by one small collective.
 
         Raises:
             DataError: on all ranks, there are more than `data.max_bad_records`.
         """
-        if not self._stage.data.has_images:
-            return frozenset()
-        problems = {item.sample_index: item.problem for items in raw for item in items if item.problem is not None}
-        if self._on_any_rank([index in problems for index in indices]):
-            self._take_in(step + 1, problems)
-        return frozenset(index for index in indices if index in self._found)
+        if self._stage.data.has_images and (self._on_any_rank(bool(own)) if told is None else told):
+            self._take_in(step + 1, own)
+        return self.known(indices)
 
-    def _on_any_rank(self, own: list[bool]) -> bool:
+    def _on_any_rank(self, own: bool) -> bool:
         """Whether any rank found anything; what it was is told only then, since that takes longer."""
         if not dist.is_initialized():
-            return any(own)
-        flag = torch.tensor(float(any(own)), device=torch.cuda.current_device())
+            return own
+        flag = torch.tensor(float(own), device=torch.cuda.current_device())
         dist.all_reduce(flag)
         return bool(flag.item())
 

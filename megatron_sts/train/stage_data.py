@@ -1,9 +1,9 @@
 """The data of one stage, and the plan and shape of each of its steps."""
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
-from itertools import accumulate, repeat
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,12 @@ from megatron_sts.data import (
 )
 from megatron_sts.data.raw_items import RawMicroBatch
 from megatron_sts.errors import DataError
+from megatron_sts.parallel.device import has_gpu
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import Ranges, padded_length, round_up, sample_multiple
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, step_flops, with_length
 from megatron_sts.train.held_out_data import is_held_out, validation_stage
+from megatron_sts.train.inputs_ahead import InputsAhead
 from megatron_sts.train.measured_data import measure_together
 from megatron_sts.train.quarantine import Quarantine
 from megatron_sts.train.step_input import StepInput
@@ -135,7 +137,7 @@ class StageData:
     def step_input(
         self, plan: StepPlan, shape: StepShape, items: list[RawMicroBatch] | None, place: Place
     ) -> StepInput:
-        """What this rank is given for a step: its items, as `items` yields them, under a plan and its shape."""
+        """What this rank is given for a step: the items of its micro-batches, under a plan and its shape."""
         sparse, teacher = self.planner.teacher_plan(plan.step), None
         if sparse is not None:
             teacher = self._input(sparse, self.shape(sparse, cut_as=plan), items, place)
@@ -217,22 +219,22 @@ class StageData:
             scored_tokens=plan.scored_tokens,
         )
 
-    def items(self, place: Place, first_step: int) -> Iterator[list[RawMicroBatch] | None]:
-        """The items of this rank's micro-batches of each step from `first_step` on; None on middle pipeline stages.
+    def inputs(self, place: Place, first_step: int, aside: bool | None = None) -> InputsAhead:
+        """What this rank is given for each step from `first_step` on.
 
+        aside: whether it is made in a thread of its own while the step before runs; None: where there is a GPU.
         Only the first stage reads pictures, each rank those that its tower sees; the last reads tokens for their
         labels. Records whose pictures cannot be read are blank on all ranks (train/quarantine.py), which is settled by
         all of them together.
         """
         quarantine = Quarantine(self._recipe, self._stage, self.prepared, first_step)
         loader = self._loader(place, first_step) if place.first_stage or place.last_stage else None
-        loaded = iter(loader) if loader is not None else repeat(None)
-        for step, raw in zip(range(first_step, self.total_steps), loaded, strict=False):
-            bad = quarantine.of_step(step, self.sampler.samples_of_step(step), raw or [])
-            if raw is None:
-                yield None
-                continue
-            yield [[item.blank() if item.sample_index in bad else item for item in items] for items in raw]
+        return InputsAhead(self, place, quarantine, loader, first_step, has_gpu() if aside is None else aside)
+
+    def input_of(self, step: int, items: list[RawMicroBatch] | None, place: Place) -> StepInput:
+        """What this rank is given for a 0-based step, by the items of its micro-batches; None where it reads none."""
+        plan = self.planner.plan(step)
+        return self.step_input(plan, self.shape(plan), items, place)
 
     def raw_items(self, place: Place) -> RawItems:
         """Reads the stage's samples on this rank: pictures where it holds the tower, those that its tower sees."""

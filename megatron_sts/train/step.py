@@ -14,6 +14,7 @@ from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.logits import Divergence
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.skippable_layer import parameters_of_skipped
+from megatron_sts.parallel.device import to_device
 from megatron_sts.parallel.groups import Place
 from megatron_sts.train.bad_steps import Judgement, StepJudge
 from megatron_sts.train.distillation import Teacher
@@ -23,12 +24,18 @@ from megatron_sts.train.step_input import StepInput
 from megatron_sts.train.stopping import StopReason
 
 
-def _never() -> StopReason:
-    return StopReason.NONE
+@dataclass(frozen=True)
+class RankReport:
+    """What a rank tells the others with the sums of a step.
 
+    stop: why it wishes to stop after this step. saves: whether it is at work on a checkpoint. bad_ahead: whether it
+    has found a sample of the next step that cannot be read. data_wait_s: how long the step waited for its data.
+    """
 
-def _nothing_at_work() -> bool:
-    return False
+    stop: StopReason = StopReason.NONE
+    saves: bool = False
+    bad_ahead: bool = False
+    data_wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,8 @@ class StepSums:
     loss: mean over the supervised tokens of the global batch, weighted by what each weighs. distill_loss: the mean of
     their KL divergence from the sparse plan's predictions in the same way, without its own weight; None in a step that
     does not distill. supervised_tokens: their number, whatever they weigh. bad_micro_batches: those of the global
-    batch, by number, whose loss is not finite. stop: why some rank wishes to stop after this step. saves: whether some
-    rank was still at work on a checkpoint.
+    batch, by number, whose loss is not finite. stop, saves, bad_ahead: whether some rank reports it. data_wait_s: of
+    the rank that waited longest.
     """
 
     loss: float
@@ -48,6 +55,8 @@ class StepSums:
     bad_micro_batches: tuple[int, ...]
     stop: StopReason
     saves: bool
+    bad_ahead: bool
+    data_wait_s: float
 
 
 @dataclass(frozen=True)
@@ -89,43 +98,35 @@ class TrainStep:
         self._passes = Passes(chunks, wrapped, place, keeps_fp8_state)
         self._teacher = Teacher(chunks, self._passes, place)
         no_sync = [ddp.no_sync for ddp in wrapped]
-        self._counted: list[Tensor] = []
-        """Summed weights of the supervised tokens of each micro-batch of the step, on the last stage; 0-d float64."""
         for chunk in chunks:
-            chunk.config.finalize_model_grads_func = self._finalize_gradients
+            chunk.config.finalize_model_grads_func = _finalize_gradients
             chunk.config.grad_scale_func = optimizer.inner.scale_loss
             # Gradients are complete, and may be sent, in the last micro-batch alone.
             chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
-    def run(
-        self,
-        given: StepInput,
-        stop: Callable[[], StopReason] = _never,
-        saves: Callable[[], bool] = _nothing_at_work,
-    ) -> StepResult:
+    def run(self, given: StepInput, report: Callable[[], RankReport] = RankReport) -> StepResult:
         """One step.
 
-        stop: whether this rank wishes to stop, asked once the gradients are there. saves: whether this rank is at work
-        on a checkpoint, asked with `stop`.
+        report: what this rank tells the others, asked when its passes are handed to the device. The host waits for the
+        device once, to read sums and gradient norm together: a bad step must change nothing, so they are judged before
+        the update.
         """
-        sums = self.forward_backward(given, stop, saves)
-        judgement: Judgement | None = None
+        launched = self._launch(given, report)
+        sums, grad_norm = self._read(given, launched, self._optimizer.squared_grad_norm())
+        judgement = self._judge.judge(sums.loss, grad_norm)
+        if judgement is not None and judgement.dropped:
+            self._optimizer.pass_over()
+        else:
+            self._optimizer.update(given.plan.skipped_layers, grad_norm)
+        return StepResult(**vars(sums), grad_norm=grad_norm, judgement=judgement)
 
-        def is_good(grad_norm: float) -> bool:
-            nonlocal judgement
-            judgement = self._judge.judge(sums.loss, grad_norm)
-            return judgement is None or not judgement.dropped
-
-        update = self._optimizer.update(given.plan.skipped_layers, is_good)
-        return StepResult(**vars(sums), grad_norm=update.grad_norm, judgement=judgement)
-
-    def forward_backward(
-        self,
-        given: StepInput,
-        stop: Callable[[], StopReason] = _never,
-        saves: Callable[[], bool] = _nothing_at_work,
-    ) -> StepSums:
+    def forward_backward(self, given: StepInput, report: Callable[[], RankReport] = RankReport) -> StepSums:
         """Leaves the reduced gradients, as weighted means over supervised tokens."""
+        launched = self._launch(given, report)
+        return self._read(given, launched, launched.new_zeros(()))[0]
+
+    def _launch(self, given: StepInput, report: Callable[[], RankReport]) -> Tensor:
+        """`forward_backward` without waiting for it: the sums of `_sum`."""
         predictions = None if given.teacher is None else self._teacher.predict(given)
 
         def reader(supervision: Supervision) -> Divergence | None:
@@ -135,44 +136,30 @@ class TrainStep:
         for chunk, wrapped in zip(self._chunks, self._wrapped, strict=True):
             wrapped.begin_step(parameters_of_skipped(chunk.language.decoder.layers), self._optimizer.freezes_skipped)
         self._optimizer.zero_grad()
-        self._counted.clear()
-        losses = self._passes.forward_backward(given, partial(_loss, self._counted, self._distill), reader)
-        return self._sum(losses, given, stop, saves)
+        losses = self._passes.forward_backward(given, partial(_loss, self._distill), reader)
+        return self._sum(losses, given, report())
 
     @torch.no_grad()
     def run_without_gradients(self, given: StepInput) -> None:
         """One forward pass of every rank over micro-batches, in training mode, that changes no weight."""
         self._passes.begin_training(given.plan)
-        self._passes.forward(given, partial(_loss, [], 0.0))
+        self._passes.forward(given, partial(_loss, 0.0))
 
     @property
     def modules(self) -> list[SkippingDataParallel]:
         """This rank's model chunks as the schedules call them."""
         return self._wrapped
 
-    def _finalize_gradients(self, chunks: list[Any], num_tokens: Tensor | None, **arguments: Any) -> None:
-        """megatron-core's, which divides the summed gradients by the number of tokens that it counted.
-
-        Its schedules add up whole numbers alone, so the sum of the weights, which is no such number, takes their place.
-        In float64 it is exact where all weights are 1, and so are the gradients what they are without weights.
-        """
-        device = torch.cuda.current_device()
-        total = sum(self._counted, torch.zeros((), dtype=torch.float64, device=device))
-        finalize_model_grads(chunks, None if num_tokens is None else total, **arguments)
-
     def gather_weights(self) -> None:
         """Make this rank's weights whole where their gathering was left to the next forward pass."""
         for ddp in self._wrapped:
             ddp.gather_weights()
 
-    def _sum(
-        self,
-        losses: list[dict[str, Tensor]],
-        given: StepInput,
-        stop: Callable[[], StopReason],
-        saves: Callable[[], bool],
-    ) -> StepSums:
-        """The loss of the global batch, its supervised tokens, who wishes to stop, who saves; in one collective."""
+    def _sum(self, losses: list[dict[str, Tensor]], given: StepInput, own: RankReport) -> Tensor:
+        """The loss of the global batch and what the ranks report, in one collective; gradients become means by it.
+
+        float64, in the order in which `_read` takes it; still on the device, which nobody waits for.
+        """
         place, device = self._place, torch.cuda.current_device()
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         # Contract: sampler.rank_slice deals the micro-batches of a step out to the data-parallel ranks in turn.
@@ -182,36 +169,56 @@ class TrainStep:
                 of_micro_batch = loss["sums"]
                 sums += of_micro_batch
                 not_finite[number, place.data_rank] = (~torch.isfinite(of_micro_batch[:2]).all()).to(sums.dtype)
-        wishes = torch.zeros(len(StopReason), dtype=torch.float64)
-        wishes[stop()] = 1.0
-        at_work = torch.tensor([float(saves())], dtype=torch.float64)
-        total = torch.cat([sums, at_work.to(device), wishes.to(device), not_finite.flatten()])
+        told = torch.zeros(2 + len(StopReason) + place.world_size, dtype=torch.float64, device="cpu")
+        told[0], told[1], told[2 + own.stop] = own.saves, own.bad_ahead, 1.0
+        told[2 + len(StopReason) + place.rank] = own.data_wait_s
+        total = torch.cat([sums, to_device(told, device), not_finite.flatten()])
         dist.all_reduce(total)
-        loss_sum, divergence, weight, tokens, saving, *counts = total.tolist()
-        asked, bad = counts[: len(StopReason)], counts[len(StopReason) :]
-        return StepSums(
+        # In float64 the sum is exact where all weights are 1, and so are the gradients what they are without weights.
+        weight = total[2]
+        for ddp in self._wrapped:
+            ddp.scale_gradients(1.0 / torch.where(weight > 0, weight, 1.0))
+        return total
+
+    def _read(self, given: StepInput, total: Tensor, squared_norm: Tensor) -> tuple[StepSums, float]:
+        """What `_sum` left on the device, and the gradient norm: the one place where a step waits for the device."""
+        *figures, square = torch.cat([total, squared_norm.reshape(1)]).tolist()
+        loss_sum, divergence, weight, tokens, saving, bad_ahead, *rest = figures
+        asked, rest = rest[: len(StopReason)], rest[len(StopReason) :]
+        waits, bad = rest[: self._place.world_size], rest[self._place.world_size :]
+        sums = StepSums(
             loss_sum / weight if weight else 0.0,
             None if given.teacher is None else divergence / weight if weight else 0.0,
             int(tokens),
             tuple(number for number, count in enumerate(bad) if count),
             max(reason for reason in StopReason if asked[reason]),
             saving > 0,
+            bad_ahead > 0,
+            max(waits),
         )
+        return sums, square**0.5
 
 
-def _loss(
-    counted: list[Tensor], distill: float, supervision: Supervision, token_losses: Tensor, reader: Divergence | None
-) -> Output:
+def _finalize_gradients(chunks: list[Any], num_tokens: Tensor | None, **arguments: Any) -> None:
+    """megatron-core's, without its division by the number of tokens.
+
+    It counts whole numbers alone, where tokens may be weighted, and has the host wait for them; `TrainStep` divides by
+    the sum of the weights.
+    """
+    finalize_model_grads(chunks, None, **arguments)
+
+
+def _loss(distill: float, supervision: Supervision, token_losses: Tensor, reader: Divergence | None) -> Output:
     """token_losses [b, s] -> (summed weighted loss, number of supervised tokens, figures).
 
     A context-parallel rank's own; sums and counts go over all ranks later. The figures: `sums`, float64 [4], the loss,
-    the divergence, the summed weights, which `counted` takes in, and the number.
+    the divergence, the summed weights and the number.
     """
     weights, supervised = supervision.weights, supervision.is_supervised
     loss = (token_losses.float() * weights).sum()
     tokens = supervised.sum()
-    counted.append(weights.sum(dtype=torch.float64))
-    sums = [loss.detach().double(), torch.zeros_like(counted[-1]), counted[-1], tokens.double()]
+    weight = weights.sum(dtype=torch.float64)
+    sums = [loss.detach().double(), torch.zeros_like(weight), weight, tokens.double()]
     if reader is not None:
         assert reader.divergence is not None
         divergence = (reader.divergence * weights[supervised]).sum()

@@ -1,6 +1,6 @@
 """What a rank is given for one step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron_sts.data import Batch
@@ -27,3 +27,9 @@ class StepInput:
     segments: Sequence[Sequence[int]] | None = None
     text: Sequence[Sequence[Ranges]] | None = None
     teacher: "StepInput | None" = None
+
+    def all_batches(self) -> Iterator[Batch]:
+        """Those of the step and of its teacher."""
+        yield from self.batches or ()
+        if self.teacher is not None:
+            yield from self.teacher.all_batches()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -119,9 +120,7 @@ def _observe_rank(recipe: Recipe, stage_name: str, steps: int) -> dict[str, Any]
 
 def step_inputs(data: StageData, place: Place, steps: int) -> Iterator[StepInput]:
     """What a rank is given for the first steps of a stage."""
-    for step, items in zip(range(steps), data.items(place, 0), strict=False):
-        plan = data.planner.plan(step)
-        yield data.step_input(plan, data.shape(plan), items, place)
+    return islice(data.inputs(place, 0), steps)
 
 
 def fill(chunks: list[MultimodalModel], tensors: Mapping[str, torch.Tensor]) -> None:
