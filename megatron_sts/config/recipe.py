@@ -57,6 +57,9 @@ class Recipe(ConfigModel):
     or block by block."""
     fp8_bf16_layers: int = Field(default=0, ge=0)
     """How many layers at each end of the language model stay in bf16 under precision fp8."""
+    length_rounding: int | None = Field(default=None, ge=1)
+    """Sequence lengths are rounded up to a multiple of it, where samples are not packed: a GPU's attention compiles a
+    plan for each shape. None: 1 in fp32, 64 in bf16, 128 in fp8, on every machine."""
     parallel: ParallelConfig = ParallelConfig()
     """How the model is spread over the ranks."""
     model: ModelConfig

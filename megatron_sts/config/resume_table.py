@@ -111,6 +111,7 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
         OnResume.ALLOWED,
         "it is how a run is watched and saved",
     ),
+    ResumeRule(("length_rounding",), OnResume.ALLOWED, "the step has the same samples and the same loss"),
     ResumeRule(("recompute",), OnResume.ALLOWED, "it trades memory for time"),
     # ---------------------------------------------------------------------------------------------- the stage
     ResumeRule(_of_stage("name"), OnResume.REFUSED, "a stage is known by its name; under another one it is another"),

@@ -70,7 +70,11 @@ def _length_lines(lengths: dict[str, Any]) -> list[str]:
         )
     if lengths["training"] is not None:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in lengths["training"]["padding"].items())
-        lines.append(f"training: {lengths['training']['steps']:,} steps over what is left; padding with {shares}")
+        distinct = lengths["training"]["distinct_lengths"]
+        lines.append(
+            f"training: {lengths['training']['steps']:,} steps over what is left; padding with {shares}; "
+            f"{distinct['rounded']} distinct lengths of up to 1,000 steps ({distinct['unrounded']} without rounding)"
+        )
     return lines
 
 

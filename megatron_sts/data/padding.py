@@ -8,7 +8,7 @@ from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data.index import SampleIndex
 from megatron_sts.data.packing import cut_by_length
 from megatron_sts.data.sampler import LengthGroups, StepSampler
-from megatron_sts.parallel.sequence import padded_length, round_up, sample_multiple
+from megatron_sts.parallel.sequence import legal_length, padded_length, round_up, sample_multiple
 from megatron_sts.sts import stage_steps
 
 # More of them would not change a share that is told in percent.
@@ -20,7 +20,8 @@ def describe_steps(recipe: Recipe, stage: StageConfig, index: SampleIndex, visua
 
     Returns:
         `steps`; `padding`: the share of positions that is padding, over (at most 1000 steps of) an epoch: `neither`,
-        `group_by_length`, `packing` and `both`, whichever the recipe has.
+        `group_by_length`, `packing` and `both`, whichever the recipe has; `distinct_lengths`: over the same steps, as
+        the recipe groups them and unpacked, how many sequence lengths there are by `length_rounding`, and `unrounded`.
     """
     lengths = index.lengths(visual_tokens)
     size, seed = stage.batch.global_size, recipe.seed
@@ -31,7 +32,12 @@ def describe_steps(recipe: Recipe, stage: StageConfig, index: SampleIndex, visua
         for grouped, order in orders.items()
     }
     ways = {"neither": (False, False), "group_by_length": (True, False), "packing": (False, True), "both": (True, True)}
+    longest = [int(lengths.max()) for lengths in of_steps[stage.data.group_by_length]]
     return {
+        "distinct_lengths": {
+            "rounded": len({padded_length(length, recipe) for length in longest}),
+            "unrounded": len({legal_length(length, recipe) for length in longest}),
+        },
         "steps": stage_steps(stage, len(index)),
         "padding": {
             name: _padding(recipe, of_steps[grouped], size // stage.batch.micro if packed else None)
@@ -50,5 +56,6 @@ def _padding(recipe: Recipe, steps: list[np.ndarray], micro_batches: int | None)
             padded = np.array([round_up(length, multiple) for length in lengths.tolist()])
             rows = np.array([padded[places].sum() for places in cut_by_length(lengths.tolist(), micro_batches)])
         tokens += int(lengths.sum())
-        positions += padded_length(int(rows.max()), recipe) * len(rows)
+        padded_row = padded_length if micro_batches is None else legal_length
+        positions += padded_row(int(rows.max()), recipe) * len(rows)
     return 1 - tokens / positions

@@ -8,6 +8,8 @@ from megatron_sts.config import FP8_MULTIPLE, Recipe
 
 Ranges = tuple[tuple[int, int], ...]
 """Positions [start, end) of a sequence, ascending."""
+_ROUNDING = {"fp32": 1, "bf16": 64, "fp8": 128}
+"""By precision: cuDNN's fused attention, which fp32 does not use, compiles a plan for each new shape of padded rows."""
 
 
 def length_multiple(recipe: Recipe) -> int:
@@ -23,8 +25,18 @@ def length_multiple(recipe: Recipe) -> int:
     return math.lcm(ranks * rows, 2 * parallel.context if parallel.context > 1 else 1)
 
 
+def length_rounding(recipe: Recipe) -> int:
+    """What lengths of padded rows are rounded up to a multiple of, by `length_rounding` or else by the precision."""
+    return recipe.length_rounding or _ROUNDING[recipe.precision]
+
+
 def padded_length(length: int, recipe: Recipe) -> int:
-    """The least legal sequence length that holds `length` tokens."""
+    """The sequence length of padded rows of at most `length` tokens: rounded up, then the least legal one."""
+    return legal_length(round_up(length, length_rounding(recipe)), recipe)
+
+
+def legal_length(length: int, recipe: Recipe) -> int:
+    """The least legal sequence length that holds `length` tokens; attention over packed samples needs no rounding."""
     return round_up(length, length_multiple(recipe))
 
 

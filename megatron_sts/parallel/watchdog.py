@@ -35,8 +35,6 @@ _COLLECTIVES = (
 )
 # Where a rank waits for its device, and by it for the others: a collective of NCCL itself only starts a kernel.
 _WAITS_FOR_DEVICE = (
-    "megatron.core.distributed.finalize_model_grads",
-    "megatron.core.optimizer.clip_grads",
     "megatron_sts.parallel.device",
     "megatron_sts.train.quarantine",
     "megatron_sts.train.step",

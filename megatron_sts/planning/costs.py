@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_sts.config import Recipe, StageConfig
-from megatron_sts.parallel.sequence import padded_length
+from megatron_sts.parallel.sequence import legal_length
 from megatron_sts.sts import ModelSizes, StepFlops, scored_tokens, step_flops
 
 
@@ -17,9 +17,12 @@ def images_per_sample(stage: StageConfig) -> int:
 
 
 def planned_length(recipe: Recipe, stage: StageConfig, visual_tokens: int) -> int:
-    """Padded sequence length of a sample with the mean number of text tokens and so many visual ones."""
+    """Legal sequence length of a sample with the mean number of text tokens and so many visual ones.
+
+    What a step adds, padding to its longest sample and `length_rounding`, is told apart (planning/lengths.py).
+    """
     assert stage.data.text_tokens is not None
-    return padded_length(stage.data.text_tokens + images_per_sample(stage) * visual_tokens, recipe)
+    return legal_length(stage.data.text_tokens + images_per_sample(stage) * visual_tokens, recipe)
 
 
 def sample_flops(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from megatron_sts.config import Recipe, Selection
 from megatron_sts.planning.costs import planned_length, sample_flops
+from megatron_sts.planning.lengths import RoundedLengths, rounded_lengths
 from megatron_sts.planning.memory import RankBytes, part_parameters, rank_bytes
 from megatron_sts.planning.prediction import Prediction, StageSimulation
 from megatron_sts.planning.scope import PlannedStage, planned_stages, resolve
@@ -36,13 +37,15 @@ class Split:
 class Work:
     """FLOPs and simulated time of a stage of training.
 
-    length, length_dense: padded sequence of a mean sample, as planned and with all visual tokens. flops_dense and the
-    executed flops_by_rank, of each pipeline stage: over the whole stage of training. planned: the recipe's own
-    steps, simulated. predictions: by selection, None where this layout cannot have it.
+    length, length_dense: padded sequence of a mean sample, as planned and with all visual tokens. rounded: the
+    lengths of steps. flops_dense and the executed flops_by_rank, of each pipeline stage: over the whole stage of
+    training. planned: the recipe's own steps, simulated. predictions: by selection, None where this layout cannot
+    have it.
     """
 
     length: int
     length_dense: int
+    rounded: RoundedLengths | None
     flops_dense: float
     flops_by_rank: tuple[float, ...]
     simulation: StageSimulation
@@ -139,6 +142,7 @@ def _work(
     return Work(
         length=planned_length(recipe, stage, kept),
         length_dense=planned_length(recipe, stage, total),
+        rounded=rounded_lengths(recipe, stage, kept),
         flops_dense=samples * sample_flops(recipe, stage, total, layers, stage.trains).total,
         flops_by_rank=tuple(samples * flops for flops in _sample_flops_by_rank(recipe, planned, found)),
         simulation=simulation,

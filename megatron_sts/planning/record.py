@@ -1,6 +1,7 @@
 """A forecast as plain values: the json of tools/plan.py. docs/planning.md has every key."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from megatron_sts.config import Recipe
@@ -35,6 +36,7 @@ def _stage(recipe: Recipe, stage: StageForecast) -> dict[str, Any]:
         "layers_skipped_for_visual": _counts(sparsity.layers_for_text),
         "visual_tokens": {"kept": sparsity.visual_tokens, "dense": sparsity.visual_tokens_dense},
         "padded_length": {"planned": work.length, "dense": work.length_dense} if work else None,
+        "step_lengths": asdict(work.rounded) if work and work.rounded else None,
         "flops_dense": work.flops_dense if work else None,
         "flops_executed": work.flops_executed if work else None,
         "ideal_speedup": work.ideal_speedup if work else None,

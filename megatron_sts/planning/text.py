@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from megatron_sts.config import Recipe, SkipConfig
 from megatron_sts.planning.forecast import RecipeForecast, Split, StageForecast, Work
+from megatron_sts.planning.lengths import STEPS, RoundedLengths
 from megatron_sts.planning.prediction import Prediction
 from megatron_sts.planning.sparsity import Probabilities
 from megatron_sts.sts.groups import layers_of_groups, stage_peaks
@@ -117,6 +118,7 @@ def _work_lines(found: RecipeForecast, stage: StageForecast, work: Work) -> list
         f"  sequence: {length} tokens, padded, of a mean sample",
         f"  not in it: {'packing' if config.data.packing else 'padding to the longest sample of a step'}, which "
         "prepare_data.py check --config measures on the data",
+        *_rounding_lines(work.rounded),
         f"  FLOPs: {work.flops_executed:.4g} executed, {work.flops_dense:.4g} dense; ideal speed-up "
         f"{work.ideal_speedup:.3f}x",
     ]
@@ -139,6 +141,16 @@ def _distill_lines(stage: StageForecast) -> list[str]:
     return [
         f"  distilled: {teacher.share:.1%} of the steps go forward once more, under a sparse plan with "
         f"{teacher.visual_tokens} visual tokens"
+    ]
+
+
+def _rounding_lines(found: RoundedLengths | None) -> list[str]:
+    if found is None or found.multiple == 1:
+        return []
+    return [
+        f"  nor: lengths of steps in multiples of {found.multiple} (length_rounding): {found.distinct} distinct ones "
+        f"in {STEPS:,} steps, {found.distinct_unrounded} without, for {found.more_positions:.1%} more positions, by "
+        "text lengths made up around the mean"
     ]
 
 

@@ -30,7 +30,7 @@ from megatron_sts.data.raw_items import RawMicroBatch
 from megatron_sts.errors import DataError
 from megatron_sts.parallel.device import has_gpu
 from megatron_sts.parallel.groups import Place
-from megatron_sts.parallel.sequence import Ranges, padded_length, round_up, sample_multiple
+from megatron_sts.parallel.sequence import Ranges, legal_length, padded_length, round_up, sample_multiple
 from megatron_sts.sts import StagePlanner, StepFlops, StepPlan, step_flops, with_length
 from megatron_sts.train.held_out_data import is_held_out, validation_stage
 from megatron_sts.train.inputs_ahead import InputsAhead
@@ -118,7 +118,7 @@ class StageData:
         return int(self.index.lacks_guide.sum()) if self._guided else 0
 
     def shape(self, plan: StepPlan, cut_as: StepPlan | None = None) -> StepShape:
-        """The shape of a step under a plan: the least legal length for the step's samples.
+        """The shape of a step under a plan, as long as its samples, `length_rounding` and the layout ask for.
 
         cut_as: the plan whose lengths decide which samples are packed together; by default the same.
         """
@@ -130,7 +130,7 @@ class StageData:
             return StepShape(padded_length(int(lengths.max()), self._recipe), len(indices), images, tokens, None)
         micro_batches = self._cut(index.lengths((cut_as or plan).visual_tokens).tolist())
         rows = [[round_up(length, self._multiple) for length in lengths[places].tolist()] for places in micro_batches]
-        length = padded_length(max(map(sum, rows)), self._recipe)
+        length = legal_length(max(map(sum, rows)), self._recipe)
         segments = tuple(with_tail(row, length) for row in rows)
         return StepShape(length, len(segments), images, tokens, segments)
 

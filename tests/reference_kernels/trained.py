@@ -20,7 +20,7 @@ install()
 
 from megatron.core import optimizer
 from megatron.core.optimizer import clip_grads
-from megatron.core.utils import local_multi_tensor_l2_norm, local_multi_tensor_scale
+from megatron.core.utils import local_multi_tensor_scale
 
 from megatron_sts.config import Recipe
 from megatron_sts.model import precision, specs, transformer_config
@@ -172,11 +172,10 @@ def _dense_step(recipe: Recipe, stage: str) -> dict[str, int]:
 
 @contextmanager
 def _plain() -> Iterator[None]:
-    """As where there is no Transformer Engine: also optimiser and gradient norm, which were chosen at import."""
+    """As where there is no Transformer Engine: also optimiser and clipping, which were chosen at import."""
     with (
         patch.object(precision, "has_gpu", lambda: False),
         patch.object(optimizer, "USING_PYTORCH_OPTIMIZER", True),
-        patch.object(clip_grads, "l2_norm_impl", local_multi_tensor_l2_norm),
         patch.object(clip_grads, "multi_tensor_scale_impl", local_multi_tensor_scale),
     ):
         yield

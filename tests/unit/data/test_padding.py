@@ -41,3 +41,15 @@ def test_shares_and_steps_are_those_of_training(tmp_path: Path, packing: bool, g
     expected = 1 - sum(shape.tokens for shape in shapes) / positions
     assert found["padding"][names[grouped, packing]] == pytest.approx(expected)
     assert found["steps"] == training.total_steps == 6
+    assert found["distinct_lengths"]["unrounded"] == len({shape.length for shape in shapes}) or packing
+
+
+def test_rounding_leaves_fewer_lengths(tmp_path: Path) -> None:
+    sizes = {"batch": {"global": 2, "micro": 2}, "data": {"group_by_length": True}}
+    recipe = tiny_recipe(tmp_path, length_rounding=8, **{f"tune__{name}": value for name, value in sizes.items()})
+    # Two steps, as long as 101 and 103.
+    found = describe_steps(recipe, recipe.stage("tune"), index(103, 100, 101, 102), visual_tokens=4)
+    assert found["distinct_lengths"] == {"rounded": 1, "unrounded": 2}
+    # 104 positions a row: 416 in all, of which 406 are samples'.
+    assert found["padding"]["group_by_length"] == pytest.approx(10 / 416)
+    assert found["padding"]["packing"] < 10 / 416

@@ -3,13 +3,14 @@
 import pytest
 
 from megatron_sts.config import ParallelConfig, Recipe
-from megatron_sts.parallel.sequence import length_multiple, own_ranges, padded_length, sample_multiple
+from megatron_sts.parallel.sequence import legal_length, length_multiple, own_ranges, padded_length, sample_multiple
 
 
-def recipe(fp8: str | None = None, **parallel: int) -> Recipe:
+def recipe(fp8: str | None = None, rounding: int | None = None, **parallel: int) -> Recipe:
     """What the length depends on, and nothing else."""
     precision = {"precision": "bf16"} if fp8 is None else {"precision": "fp8", "fp8_recipe": fp8}
-    return Recipe.model_construct(parallel=ParallelConfig.model_validate(parallel), **precision)
+    layout = ParallelConfig.model_validate(parallel)
+    return Recipe.model_construct(length_rounding=rounding, parallel=layout, **precision)
 
 
 @pytest.mark.parametrize(
@@ -34,9 +35,23 @@ def test_layout_and_precision_ask_for_a_multiple(parallel, fp8, multiple):
 
 
 @pytest.mark.parametrize(("length", "padded"), [(1, 4), (4, 4), (5, 8), (636, 636), (637, 640)])
-def test_padding_is_the_least_legal_length(length, padded):
-    assert padded_length(length, recipe(tensor=4, sequence_parallel=True)) == padded
-    assert padded_length(length, recipe(tensor=4)) == length
+def test_the_least_legal_length(length, padded):
+    assert legal_length(length, recipe(tensor=4, sequence_parallel=True)) == padded
+    assert legal_length(length, recipe(tensor=4)) == length
+
+
+def test_lengths_are_rounded_by_the_recipe_or_by_its_precision():
+    assert [padded_length(length, recipe()) for length in (1, 64, 65)] == [64, 64, 128]
+    assert padded_length(65, recipe("tensorwise")) == 128
+    fp32 = recipe().model_copy(update={"precision": "fp32"})
+    assert padded_length(65, fp32) == 65
+    assert [padded_length(65, recipe(rounding=rounding)) for rounding in (1, 10)] == [65, 70]
+
+
+def test_what_is_rounded_is_made_legal():
+    # 128 is no multiple of the six chunks of three context ranks.
+    assert padded_length(65, recipe(context=3)) == 132
+    assert padded_length(65, recipe("blockwise", tensor=2, sequence_parallel=True)) == 256
 
 
 def test_sequence_parallel_chunks_follow_one_another():
