@@ -117,6 +117,11 @@ def check_validation(recipe: Recipe) -> Iterator[str]:
 
 def check_optimizer(recipe: Recipe) -> Iterator[str]:
     """megatron-core's distributed optimiser holds Adam's state only; what it gathers, it must have split."""
+    if recipe.parallel.grad_reduce_dtype == "bf16" and recipe.precision == "fp32":
+        yield (
+            "parallel.grad_reduce_dtype is 'bf16', but precision is 'fp32', whose gradients are added up as they are; "
+            "set grad_reduce_dtype: fp32 or precision: bf16"
+        )
     if recipe.parallel.overlap_param_gather and not recipe.optimizer.distributed:
         yield (
             "parallel.overlap_param_gather is true, but optimizer.distributed is false and no weight is gathered; "

@@ -43,8 +43,9 @@ class DataConfig(ConfigModel):
     packing: bool = False
     """Whether the samples of a micro-batch lie end to end in one row, each attending to itself alone, instead of padded
     side by side; a step's micro-batches are then cut by length, `batch.micro` samples each in the mean."""
-    workers: int = Field(default=0, ge=0)
-    """Processes that load images, per rank; 0: in the training process."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that load images, per rank; 0: in the training process; None: up to 4 with a GPU and images, as many as
+    there are cores for, else 0."""
     max_bad_records: float = Field(default=0.01, ge=0)
     """Records that may be set aside because they, or an image of theirs, cannot be read, before training or while it
     runs; one more ends the run. Below 1 a share of all records, else a number of them."""

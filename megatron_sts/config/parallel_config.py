@@ -1,6 +1,7 @@
 """The recipe's keys of the layout."""
 
 from itertools import accumulate
+from typing import Literal
 
 from pydantic import Field
 
@@ -22,10 +23,15 @@ class ParallelConfig(ConfigModel):
     """Whether activations between the tensor-parallel parts are split along the sequence."""
     layers_per_stage: tuple[int, ...] | None = None
     """Layers of every virtual stage in order of depth; None: an even split."""
-    overlap_grad_reduce: bool = False
-    """Whether gradients are reduced over the data-parallel ranks, bucket by bucket, while the backward pass runs."""
-    overlap_param_gather: bool = False
-    """Whether the distributed optimiser's weights are gathered while the next forward pass runs."""
+    overlap_grad_reduce: bool | None = None
+    """Whether gradients are reduced over the data-parallel ranks, bucket by bucket, while the backward pass runs; None:
+    on GPUs. It changes no number."""
+    overlap_param_gather: bool | None = None
+    """Whether the distributed optimiser's weights are gathered while the next forward pass runs; None: on GPUs where
+    gradients are reduced so. It changes no number."""
+    grad_reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What gradients are added up in, over micro-batches and data-parallel ranks, where weights are bf16; bf16 halves
+    their memory and what is sent, and rounds each sum."""
     bucket_parameters: int | None = Field(default=None, ge=1)
     """Least parameters of a gradient bucket under overlap_grad_reduce; None: megatron-core's own choice."""
     timeout_minutes: float = Field(default=10.0, gt=0)

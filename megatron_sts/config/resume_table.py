@@ -59,6 +59,7 @@ RESUME_TABLE: tuple[ResumeRule, ...] = (
             "parallel.layers_per_stage",
             "parallel.overlap_grad_reduce",
             "parallel.overlap_param_gather",
+            "parallel.grad_reduce_dtype",
             "parallel.bucket_parameters",
             "parallel.timeout_minutes",
         ),

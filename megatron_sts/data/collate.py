@@ -18,7 +18,7 @@ NO_TOKEN = -1
 class RawItem:
     """An encoded conversation and what belongs to it.
 
-    pictures: each float32 [3, H, W], None in the place of one that another rank sees; None where this rank needs no
+    pictures: each [3, H, W], None in the place of one that another rank sees; None where this rank needs no
     pixels at all. sample_index: its number in the stage's
     data. guide_token_ids: the words of its human turns, where visual tokens are chosen by them. problem: why a picture
     of it cannot be read; None where all can.
@@ -55,7 +55,7 @@ class Batch:
     labels: Tensor
     """[b, s] int64, shifted: `labels[:, t]` is the target of position t; -100 where there is no loss."""
     pixels: Tensor | None
-    """[m, 3, H, W] float32; None without, or where not needed."""
+    """[m, 3, H, W], fp32 or as the tower computes; None without, or where not needed."""
     image_rows: Tensor
     """[n] int64: the row of each image."""
     image_starts: Tensor

@@ -96,11 +96,17 @@ class ImageReader:
         image_processor: what `load_image_processor` returns.
         root: the image folder; nothing outside it is read, not even through a symbolic link. None: all are in shards.
         max_pixels: pictures with more pixels, padded where they will be, are refused before they are decoded.
+        dtype: of what is read; that of the tower, which would cast it to that, makes it smaller on its way there.
     """
 
     def __init__(
-        self, image_processor: BaseImageProcessor, root: Path | None, max_pixels: int = LARGEST_PIXELS
+        self,
+        image_processor: BaseImageProcessor,
+        root: Path | None,
+        max_pixels: int = LARGEST_PIXELS,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self._dtype = dtype
         self._image_processor = image_processor
         self._root = None if root is None else root.resolve()
         self._max_pixels = max_pixels
@@ -110,7 +116,7 @@ class ImageReader:
         return torch.zeros_like(self._process(Image.new("RGB", (2, 2))))
 
     def read(self, picture: Picture) -> Tensor:
-        """The processed picture, float32 [3, H, W].
+        """The processed picture, [3, H, W].
 
         Raises:
             DataError: see `find_picture` and `read_picture`.
@@ -120,4 +126,4 @@ class ImageReader:
 
     def _process(self, picture: Image.Image) -> Tensor:
         pixels: Tensor = self._image_processor(picture, return_tensors="pt")["pixel_values"][0]
-        return pixels.to(torch.float32).contiguous()
+        return pixels.to(self._dtype).contiguous()

@@ -20,7 +20,7 @@ class PixelCache:
     def __init__(self, capacity_bytes: int) -> None:
         self._room = capacity_bytes
         # Arrays, not tensors: a tensor sent to another process stays in shared memory while it is held here.
-        self._pictures: dict[Picture | bytes, np.ndarray] = {}
+        self._pictures: dict[Picture | bytes, tuple[np.ndarray, torch.dtype]] = {}
 
     def get(self, picture: Picture, read: Callable[[Picture], Tensor]) -> Tensor:
         """The pixels of a picture, from memory or through `read`; always a tensor of the caller's own."""
@@ -28,9 +28,10 @@ class PixelCache:
         name = picture.digest if isinstance(picture, EmbeddedImage) else picture
         held = self._pictures.get(name)
         if held is not None:
-            return torch.from_numpy(held.copy())
+            # As bytes: numpy has no bf16.
+            return torch.from_numpy(held[0].copy()).view(held[1])
         pixels = read(picture)
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
-            self._pictures[name] = pixels.numpy().copy()
+            self._pictures[name] = pixels.view(torch.uint8).numpy().copy(), pixels.dtype
         return pixels

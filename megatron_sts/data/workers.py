@@ -1,13 +1,17 @@
 """Does the same with many things, in as many processes as are wanted."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
+from megatron_sts.config import DataConfig
 from megatron_sts.errors import DataError
+from megatron_sts.parallel.device import has_gpu
 
+_MOST_LOADING_WORKERS = 4
 # Items that a worker process takes at once.
 _CHUNK = 64
 
@@ -23,6 +27,17 @@ StartProgress = Callable[[str], Progress]
 def untold(what: str) -> Progress:
     """The StartProgress of a job that nobody watches."""
     return lambda done, total: None
+
+
+def loading_workers(data: DataConfig) -> int:
+    """Processes of each rank that load a stage's data ahead; they change nothing but when it is there."""
+    if data.workers is not None:
+        return data.workers
+    if not (has_gpu() and data.has_images):
+        return 0
+    cores, ranks = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # One core of each rank is for what trains.
+    return max(1, min(_MOST_LOADING_WORKERS, cores // ranks - 1))
 
 
 def in_workers(

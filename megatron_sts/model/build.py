@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -13,7 +12,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_sts.config import LanguageArchitecture, Recipe
-from megatron_sts.model.data_parallel import SkippingDataParallel
+from megatron_sts.model.data_parallel import SkippingDataParallel, data_parallel_config
 from megatron_sts.model.initialize import initialize_fresh
 from megatron_sts.model.logits import ReadableGPTModel
 from megatron_sts.model.mllm import MultimodalModel
@@ -22,7 +21,7 @@ from megatron_sts.model.projector import Projector
 from megatron_sts.model.specs import block_spec
 from megatron_sts.model.transformer_config import transformer_config
 from megatron_sts.model.vision import VisionTower, build_tower
-from megatron_sts.parallel.device import compute_fp32_in_full
+from megatron_sts.parallel.device import compute_fp32_in_full, has_gpu
 
 
 def build_chunks(recipe: Recipe, groups: ProcessGroupCollection, draw_weights: bool) -> list[MultimodalModel]:
@@ -124,15 +123,7 @@ def freeze(chunks: list[MultimodalModel], trains: tuple[str, ...]) -> None:
 
 def wrap(chunks: list[MultimodalModel], recipe: Recipe, groups: ProcessGroupCollection) -> list[SkippingDataParallel]:
     """The chunks under megatron-core's DistributedDataParallel, ready for its schedules and optimiser."""
-    parallel = recipe.parallel
-    config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        use_distributed_optimizer=recipe.optimizer.distributed,
-        overlap_grad_reduce=parallel.overlap_grad_reduce,
-        overlap_param_gather=parallel.overlap_param_gather,
-        bucket_size=parallel.bucket_parameters,
-        check_for_nan_in_grad=False,
-    )
+    config = data_parallel_config(recipe, groups.dp_cp.size(), has_gpu())
     wrapped = []
     for number, chunk in enumerate(chunks):
         module: torch.nn.Module = chunk
@@ -140,7 +131,7 @@ def wrap(chunks: list[MultimodalModel], recipe: Recipe, groups: ProcessGroupColl
             # Casts between bf16 activations and fp32 losses at the first and last stage.
             module = Float16Module(chunk.config, chunk)
         ddp = SkippingDataParallel(chunk.config, config, module, disable_bucketing=number > 0, pg_collection=groups)
-        if parallel.overlap_param_gather:
+        if config.overlap_param_gather:
             for layer in chunk.language.decoder.layers:
                 layer.when_skipped = partial(ddp.gather_weights_of, layer)
         wrapped.append(ddp)

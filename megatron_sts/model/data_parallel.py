@@ -3,8 +3,33 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from torch.nn import Module, Parameter
+
+from megatron_sts.config import Recipe
+
+
+def data_parallel_config(recipe: Recipe, ranks: int, gpu: bool) -> DistributedDataParallelConfig:
+    """How gradients are reduced over so many data- and context-parallel ranks.
+
+    gpu: whether they are GPUs, where transfers run beside computation unless the recipe says otherwise.
+    """
+    parallel, distributed = recipe.parallel, recipe.optimizer.distributed
+    reduces, gathers = parallel.overlap_grad_reduce, parallel.overlap_param_gather
+    if reduces is None:
+        reduces = gpu and ranks > 1
+    if gathers is None:
+        gathers = gpu and ranks > 1 and reduces and distributed
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=parallel.grad_reduce_dtype == "fp32",
+        use_distributed_optimizer=distributed,
+        overlap_grad_reduce=reduces,
+        overlap_param_gather=gathers,
+        bucket_size=parallel.bucket_parameters,
+        # Whole numbers of large blocks, which NCCL sends faster among many ranks; they would dwarf a small model.
+        pad_buckets_for_high_nccl_busbw=gpu,
+        check_for_nan_in_grad=False,
+    )
 
 
 class SkippingDataParallel(DistributedDataParallel):

@@ -4,7 +4,8 @@ With n parameters on a rank, n' of them trained, and d data-parallel ranks:
 
     weights      2 n in bf16, 4 n in fp32; with FP8 2 more for each number of a layer's matrices, which Transformer
                  Engine keeps as FP8 too, once as they lie and once transposed
-    gradients    4 n', an fp32 buffer
+    gradients    4 n', an fp32 buffer; 2 n' with `parallel.grad_reduce_dtype: bf16`, and while weights are updated 4 n',
+                 over d with the distributed optimiser, for their fp32 copy
     optimiser    s n', over d with the distributed optimiser; s = 8 for Adam's two moments in fp32, 4 for SGD's momentum
                  (0 without), and 4 more in bf16 for the fp32 weights that are stepped
 
@@ -129,6 +130,6 @@ def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int
     shared = data_parallel * recipe.parallel.context if optimizer.distributed else 1
     return RankBytes(
         parameters=(2 if half else 4) * sum(held.values()) + fp8_weight_bytes(recipe, rank),
-        gradients=4 * trained,
+        gradients=(4 if recipe.parallel.grad_reduce_dtype == "fp32" else 2) * trained,
         optimizer=-(-trained * (state + (4 if half else 0)) // shared),
     )

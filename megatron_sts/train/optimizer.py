@@ -132,7 +132,7 @@ def _build(recipe: Recipe, stage: StageConfig, wrapped: list[SkippingDataParalle
         bf16=recipe.precision != "fp32",
         params_dtype=parameter_dtype(recipe),
         use_distributed_optimizer=settings.distributed,
-        overlap_param_gather=recipe.parallel.overlap_param_gather,
+        overlap_param_gather=wrapped[0].ddp_config.overlap_param_gather,
     )
     overrides = get_standard_config_overrides(config)
     for part, rate in rates.items():

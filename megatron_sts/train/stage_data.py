@@ -27,7 +27,9 @@ from megatron_sts.data import (
     with_tail,
 )
 from megatron_sts.data.raw_items import RawMicroBatch
+from megatron_sts.data.workers import loading_workers
 from megatron_sts.errors import DataError
+from megatron_sts.model.precision import parameter_dtype
 from megatron_sts.parallel.device import has_gpu
 from megatron_sts.parallel.groups import Place
 from megatron_sts.parallel.sequence import Ranges, legal_length, padded_length, round_up, sample_multiple
@@ -244,7 +246,7 @@ class StageData:
             processor = load_image_processor(
                 self._recipe.model.vision, vision.family, vision.image_size, stage.data.image_aspect_ratio
             )
-            reader = ImageReader(processor, stage.data.images)
+            reader = ImageReader(processor, stage.data.images, dtype=parameter_dtype(self._recipe))
         return RawItems(
             self.samples,
             self._template,
@@ -252,7 +254,7 @@ class StageData:
             stage.data.system_prompt,
             reader,
             # Every worker holds a cache of its own.
-            PixelCache(_CACHED_PIXELS_BYTES // max(1, stage.data.workers)),
+            PixelCache(_CACHED_PIXELS_BYTES // max(1, loading_workers(stage.data))),
             self._guided,
             place.own_images,
         )
@@ -266,7 +268,7 @@ class StageData:
             place.data_size,
             stage.batch.micro,
             self.total_steps,
-            stage.data.workers,
+            loading_workers(stage.data),
             packed=self.micro_batches if stage.data.packing else None,
         )
         loader.load_state_dict({"step": first_step})

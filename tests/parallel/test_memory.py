@@ -41,6 +41,7 @@ CASES: dict[int, list[tuple[str, dict[str, Any]]]] = {
         ("align", {"precision": "bf16", "parallel": {"pipeline": 2}}),
         ("tune", {"model__architecture": TIED, "precision": "bf16", "parallel": {"pipeline": 2}}),
         ("tune", {"model__architecture": TIED, **DISTRIBUTED}),
+        ("tune", {"precision": "bf16", "parallel": {"grad_reduce_dtype": "bf16"}, **DISTRIBUTED}),
         ("tune", {"model__architecture": SIGLIP, "parallel": {"tensor": 2}, **EVERYTHING}),
         ("tune", {"model__architecture": DINOV2, "parallel": {"tensor": 2}, **EVERYTHING}),
         ("tune", {"optimizer": {"kind": "sgd"}}),

@@ -300,6 +300,11 @@ BROKEN: list[tuple[str, list[str], list[str]]] = [
         ["parallel.overlap_param_gather is true, but optimizer.distributed is false"],
     ),
     (
+        "check_optimizer",
+        ["parallel.grad_reduce_dtype=bf16", "precision=fp32"],
+        ["parallel.grad_reduce_dtype is 'bf16', but precision is 'fp32'", "precision: bf16"],
+    ),
+    (
         "check_compress",
         ["stages.tune.compress={keep_ratio: 0.5, keep_tokens: 3}"],
         ["stages.tune.compress gives both keep_ratio 0.5 and keep_tokens 3", "at most one"],

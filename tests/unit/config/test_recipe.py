@@ -22,8 +22,9 @@ def test_a_recipe_has_the_documented_defaults(load: Callable[..., Recipe]) -> No
         "context": 1,
         "sequence_parallel": False,
         "layers_per_stage": None,
-        "overlap_grad_reduce": False,
-        "overlap_param_gather": False,
+        "overlap_grad_reduce": None,
+        "overlap_param_gather": None,
+        "grad_reduce_dtype": "fp32",
         "bucket_parameters": None,
         "timeout_minutes": 10.0,
     }

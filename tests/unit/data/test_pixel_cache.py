@@ -38,3 +38,11 @@ def test_changing_a_picture_does_not_change_the_held_one() -> None:
         assert pixels.tolist() == [1, 1, 1, 1]
         pixels.zero_()
     assert disk.reads == ["1"]
+
+
+def test_a_held_picture_keeps_its_type_and_shape() -> None:
+    picture = torch.randn(3, 2, 2).to(torch.bfloat16)
+    cache = PixelCache(1024)
+    for _ in range(2):
+        found = cache.get("1", lambda path: picture)
+        assert found.dtype == torch.bfloat16 and torch.equal(found, picture)

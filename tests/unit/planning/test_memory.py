@@ -103,6 +103,9 @@ def test_bytes_of_a_trained_parameter(make, precision, optimizer, bytes_a_parame
     # Context-parallel ranks split the distributed optimiser's state as data-parallel ones do.
     context = make(precision=precision, optimizer=optimizer, parallel={"pipeline": 4, "context": 2})
     assert rank_bytes(context, context.stage("tune"), 1, data_parallel=4) == held
+    if precision == "bf16":
+        halved = make(precision=precision, optimizer=optimizer, parallel={"pipeline": 4, "grad_reduce_dtype": "bf16"})
+        assert rank_bytes(halved, halved.stage("tune"), 1, data_parallel=8).gradients == 2 * count
     frozen = rank_bytes(recipe, recipe.stage("align"), 1, data_parallel=8)
     assert (frozen.gradients, frozen.optimizer) == (0, 0)
 

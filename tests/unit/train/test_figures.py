@@ -47,6 +47,7 @@ def test_a_line_has_the_keys_that_others_read():
         "flops_dense",
         "flops_executed",
         "dropped_step",
+        "distill_loss",
         "validation_loss",
         "validation_loss_sparse",
     ]
@@ -55,7 +56,7 @@ def test_a_line_has_the_keys_that_others_read():
 def test_scalars_are_numbers_alone():
     scalars = FIGURES.scalars()
     assert all(type(value) is float for value in scalars.values())
-    unmeasured = {"validation_loss", "validation_loss_sparse"}
+    unmeasured = {"distill_loss", "validation_loss", "validation_loss_sparse"}
     assert scalars.keys() == FIGURES.record().keys() - {"stage", "step"} - unmeasured | {"flops_saved"}
     assert replace(FIGURES, validation_loss=2.5).scalars()["validation_loss"] == 2.5
     assert (scalars["layers_skipped"], scalars["layers_skipped_for_visual"]) == (2.0, 2.0)
