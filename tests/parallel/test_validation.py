@@ -122,7 +122,11 @@ def test_the_best_checkpoint_is_kept_over_a_resume_on_another_layout(root):
 
 
 def test_a_share_of_the_records_is_not_trained_on(root):
-    share = changes_of(root, tune__data={"validation": 0.25}, tune__steps=None, tune__epochs=1.0)
+    skip = {"alpha": 0.5, "schedule": "constant", "full_share": 0.5, "distill": 1.0}
+    share = changes_of(root, tune__data={"validation": 0.25}, tune__steps=None, tune__epochs=1.0, tune__skip=skip)
     lines = trained(root, "share", **share)
     # 24 records, 6 of them held out: two steps of 8 in one epoch of 18.
     assert len(lines) == 2 and lines[-1]["validation_loss"] is not None
+    # One step of the two is full, learns from the sparse one, and pays for its forward pass.
+    (full,) = (line for line in lines if line["distill_loss"] is not None)
+    assert full["distill_loss"] > 0 and full["flops_executed"] > full["flops_dense"] and not full["layers_skipped"]
