@@ -19,6 +19,7 @@ from megatron_sts.model.norm import plain_norm
 from megatron_sts.model.parallel_block import ParallelBlockLayer
 from megatron_sts.model.precision import uses_transformer_engine
 from megatron_sts.model.skippable_layer import SkippableTransformerLayer
+from megatron_sts.parallel.megatron_versions import mlp_spec_with
 
 
 def block_spec(
@@ -61,7 +62,7 @@ def _with_norms_apart(layer: ModuleSpec) -> ModuleSpec:
     from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm
 
     parts = layer.submodules
-    attention, mlp = parts.self_attention, parts.mlp
+    attention = parts.self_attention
     return replace(
         layer,
         submodules=replace(
@@ -71,7 +72,7 @@ def _with_norms_apart(layer: ModuleSpec) -> ModuleSpec:
                 attention, submodules=replace(attention.submodules, linear_qkv=TEColumnParallelLinear)
             ),
             pre_mlp_layernorm=TENorm,
-            mlp=replace(mlp, submodules=replace(mlp.submodules, linear_fc1=TEColumnParallelLinear)),
+            mlp=mlp_spec_with(parts.mlp, linear_fc1=TEColumnParallelLinear),
             sharded_state_dict_keys_map=get_gpt_layer_local_spec().submodules.sharded_state_dict_keys_map,
         ),
     )
@@ -99,7 +100,7 @@ def _parallel_block_spec(layer: ModuleSpec, norm: type, column: type, row: type)
 
     The norm is a module of its own with Transformer Engine too; it has the checkpoint keys of other layers' first.
     """
-    attention, mlp = layer.submodules.self_attention, layer.submodules.mlp
+    attention = layer.submodules.self_attention
     return replace(
         layer,
         submodules=replace(
@@ -109,7 +110,7 @@ def _parallel_block_spec(layer: ModuleSpec, norm: type, column: type, row: type)
             self_attention=replace(
                 attention, submodules=replace(attention.submodules, linear_qkv=column, linear_proj=row)
             ),
-            mlp=replace(mlp, submodules=replace(mlp.submodules, linear_fc1=column, linear_fc2=row)),
+            mlp=mlp_spec_with(layer.submodules.mlp, linear_fc1=column, linear_fc2=row),
             sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"},
         ),
     )
