@@ -24,7 +24,7 @@ class DataConfig(ConfigModel):
     image_aspect_ratio: Literal["square", "pad"] = "square"
     """square: pictures are processed as the tower's processor says; pad: they are padded to a square before, in the
     processor's mean colour, as in LLaVA-1.5."""
-    template: Literal["plain", "vicuna_v1", "chatml", "llama3", "tokenizer"] = "vicuna_v1"
+    template: Literal["plain", "vicuna_v1", "chatml", "llama3", "mipha_phi", "mipha_gemma", "tokenizer"] = "vicuna_v1"
     """Conversation template; tokenizer: the chat template of the tokenizer itself."""
     system_prompt: str | None = None
     """System prompt; None: the template's own, empty: none."""

@@ -6,10 +6,10 @@ from megatron_sts.data.templates.headed import CHATML, LLAMA3
 from megatron_sts.data.templates.own import TokenizerTemplate
 from megatron_sts.data.templates.plain import PlainTemplate
 from megatron_sts.data.templates.template import Segment, Template
-from megatron_sts.data.templates.vicuna import VicunaTemplate
+from megatron_sts.data.templates.vicuna import MIPHA_GEMMA, MIPHA_PHI, VICUNA
 
 TEMPLATES: dict[str, Template] = {
-    template.name: template for template in (PlainTemplate(), VicunaTemplate(), CHATML, LLAMA3)
+    template.name: template for template in (PlainTemplate(), VICUNA, CHATML, LLAMA3, MIPHA_PHI, MIPHA_GEMMA)
 }
 """The templates that need no tokenizer."""
 

@@ -1,19 +1,23 @@
-"""Vicuna's template, as LLaVA-1.5 writes it."""
+"""Vicuna's template, as LLaVA-1.5 writes it, and with the end of an answer of other tokenizers."""
 
 from megatron_sts.data.sample import Sample, placed_images
 from megatron_sts.data.templates.template import READ_MESSAGE, Segment, Template, jinja_string, system_of
 
 
 class VicunaTemplate(Template):
-    """`SYSTEM USER: question ASSISTANT: answer</s>USER: ...`. The model learns each answer and the `</s>` behind it."""
+    """`SYSTEM USER: question ASSISTANT: answer</s>USER: ...`. The model learns each answer and the `</s>` behind it.
 
-    name = "vicuna_v1"
-    stop = "</s>"
-    special_tokens = ("</s>",)
+    stop: what stands in place of `</s>`.
+    """
+
+    stop: str
     system_prompt = (
         "A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions."
     )
+
+    def __init__(self, name: str = "vicuna_v1", stop: str = "</s>"):
+        self.name, self.stop, self.special_tokens = name, stop, (stop,)
 
     def render(self, sample: Sample, system_prompt: str | None = None) -> list[Segment]:
         segments = []
@@ -51,3 +55,8 @@ class VicunaTemplate(Template):
 
     def _question(self, human_text: str) -> str:
         return f"USER: {placed_images(human_text)} ASSISTANT:"
+
+
+VICUNA = VicunaTemplate()
+MIPHA_PHI = VicunaTemplate("mipha_phi", "<|endoftext|>")
+MIPHA_GEMMA = VicunaTemplate("mipha_gemma", "<eos>")

@@ -19,7 +19,10 @@ CORPUS = [
 ]
 
 
-CHAT_TOKENS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+CHAT_TOKENS = [
+    *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    *("<|endoftext|>", "<eos>"),
+]
 
 
 def _finished(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerFast
 from megatron_sts.data import (
     TEMPLATES,
     Encoded,
+    RawItem,
     Sample,
     Template,
     Turn,
+    collate,
     encode,
     encode_guide,
     image_token_id,
@@ -228,3 +230,20 @@ def test_every_token_of_an_answer_and_its_end_weighs_what_the_answer_does(
 def test_plain_captions_weigh_what_they_say(word_tokenizer: PreTrainedTokenizerFast, make_sample: MakeSample) -> None:
     sample = make_sample("<image>\nDescribe.", "Row one: two five.", images=("a.png",))
     assert encode(weighted(sample, 0.25), PLAIN, word_tokenizer).weights == [0, 0, 0.25, 0.25, 0.25, 0.25]
+
+
+def test_where_padding_is_the_end_of_an_answer_its_true_ends_alone_are_learnt(make_sample: MakeSample) -> None:
+    """As of Phi's tokenizer: one token begins, ends, stands for what is unknown, and pads."""
+    end, words = "<|endoftext|>", ["USER:", "ASSISTANT:", "digit?", "two", "Sure?", "yes"]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate([end, *words])}, unk_token=end))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=end, eos_token=end, unk_token=end)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    sample = make_sample("digit?", "two", "Sure?", "yes")
+    encoded = encode(sample, TEMPLATES["mipha_phi"], tokenizer, "")
+    pad = pad_token_id(tokenizer)
+    assert pad == tokenizer.eos_token_id == 0
+    batch = collate([RawItem(encoded, None)], 1, 13, image_token_id(tokenizer), pad)
+    assert batch.tokens.tolist() == [[1, 3, 2, 4, 0, 1, 5, 2, 6, 0, 0, 0, 0]]
+    # Shifted: the two ends that follow an answer, and no padding behind the last.
+    assert batch.labels.tolist() == [[-100, -100, 4, 0, -100, -100, -100, 6, 0, -100, -100, -100, -100]]

@@ -26,6 +26,9 @@ MARKED = {
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
     "{% generation %}{{ m.content }}<|eot_id|>{% endgeneration %}{% endif %}{% endfor %}",
 }
+# Vicuna's with another end of an answer (conv_phi_v0 and conv_gemma_2 of Mipha).
+ENDS = {"mipha_phi": "<|endoftext|>", "mipha_gemma": "<eos>"}
+MARKED |= {name: MARKED["vicuna_v1"].replace("</s>", end) for name, end in ENDS.items()}
 # No token of it joins spaces and letters, so that a mask by hand can be read.
 PIECES = ["\n", "\n\n", "USER:", "ASSISTANT:", "user", "assistant", "system", "Be", "brief.", "What?", "two", "five"]
 BY_HAND = {
@@ -37,6 +40,7 @@ BY_HAND = {
     "<|start_header_id|> user <|end_header_id|> \n\n <image> \n What? <|eot_id|> "
     "<|start_header_id|> assistant <|end_header_id|> \n\n [two] [five] [<|eot_id|>]",
 }
+BY_HAND |= {name: BY_HAND["vicuna_v1"].replace("</s>", end) for name, end in ENDS.items()}
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def test_the_mask_is_hugging_faces_own(
     assert encoded.token_ids == [tokenizer.bos_token_id, *expected["input_ids"]]
     tokens, learnt = encoded.token_ids[1:], [label != -100 for label in encoded.labels[1:]]
     by_mask = [bool(mark) for mark in expected["assistant_masks"]]
-    if name == "vicuna_v1":
+    if name in ("vicuna_v1", *ENDS):
         # Ours is also taught the space before an answer where that is a token of its own.
         spaces = [tokenizer.convert_tokens_to_ids(space) for space in ("Ġ", "▁")]
         by_mask = [

@@ -34,7 +34,7 @@ def rendered(chat_template: str, messages: list[dict[str, Any]], add_generation_
 
 
 def test_the_registry_knows_each_template_by_its_name() -> None:
-    names = ["plain", "vicuna_v1", "chatml", "llama3"]
+    names = ["plain", "vicuna_v1", "chatml", "llama3", "mipha_phi", "mipha_gemma"]
     assert {name: template.name for name, template in TEMPLATES.items()} == dict(zip(names, names, strict=True))
 
 
@@ -46,6 +46,13 @@ def test_vicuna_supervises_answers_and_their_end(make_sample: MakeSample) -> Non
         Segment("USER: Sure? ASSISTANT:"),
         Segment(" yes</s>", 1.0),
     ]
+
+
+def test_mipha_ends_answers_as_its_tokenizers_do(make_sample: MakeSample) -> None:
+    sample = make_sample("What digit?", "two")
+    for name, end in (("mipha_phi", "<|endoftext|>"), ("mipha_gemma", "<eos>")):
+        assert TEMPLATES[name].render(sample, "")[1] == Segment(f" two{end}", 1.0)
+        assert TEMPLATES[name].special_tokens == (TEMPLATES[name].stop,) == (end,)
 
 
 @pytest.mark.parametrize(("system", "start"), [("", ""), (None, f"{SYSTEM} "), ("Be brief. ", "Be brief. ")])
