@@ -11,9 +11,7 @@ talk on standard error.
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from megatron_sts.arguments import positive
@@ -21,6 +19,7 @@ from megatron_sts.command import command
 from megatron_sts.config import Recipe, check_world, load_recipe
 from megatron_sts.errors import ConfigError
 from megatron_sts.heavy_imports import before_heavy_imports
+from megatron_sts.launch.own_ranks import is_rank, leave_result, run_on_ranks
 from megatron_sts.train.comparison import (
     Comparison,
     check_comparison,
@@ -32,8 +31,6 @@ from megatron_sts.train.comparison import (
 )
 from megatron_sts.versions import check_versions
 
-# What the ranks are started with in place of an option: where rank 0 leaves the result.
-_RESULT = "MEGATRON_STS_BENCHMARK_RESULT"
 _TABLES = {"compression": compression_table, "packing": packing_table}
 
 
@@ -66,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     before_heavy_imports()
     check_versions()
     recipe = load_recipe(options.config, options.overrides, check_files=False)
-    if _RESULT in os.environ:
+    if is_rank():
         run_rank(recipe, options)
         return 0
     return start_ranks(recipe, options, sys.argv[1:] if arguments is None else arguments)
@@ -113,19 +110,9 @@ def start_ranks(recipe: Recipe, options: argparse.Namespace, arguments: list[str
     parallel = recipe.parallel
     ranks = parallel.tensor * parallel.pipeline * parallel.context * options.data_parallel
     check_world(recipe, ranks)
-    launcher = [sys.executable, str(Path(__file__).with_name("launch.py")), "--standalone"]
-    ranks_command = [*launcher, "--nproc-per-node", str(ranks), str(Path(__file__).resolve()), *arguments]
-    with tempfile.TemporaryDirectory() as directory:
-        result = Path(directory) / "result.json"
-        with subprocess.Popen(ranks_command, env=os.environ | {_RESULT: str(result)}, stdout=sys.stderr) as running:
-            try:
-                code = running.wait()
-            except KeyboardInterrupt:
-                # The terminal has told the launcher too, which ends its ranks.
-                code = running.wait()
-        if code != 0:
-            return code if code > 0 else 128 - code
-        text = result.read_text()
+    code, text = run_on_ranks(Path(__file__).resolve(), arguments, ranks)
+    if code != 0:
+        return code
     print(_TABLES.get(options.suite, table)(json.loads(text)), file=sys.stderr)
     print(text)
     if options.output is not None:
@@ -155,7 +142,7 @@ def run_rank(recipe: Recipe, options: argparse.Namespace) -> None:
     else:
         result = compare(recipe, comparison, say)
     if speaks:
-        Path(os.environ[_RESULT]).write_text(json.dumps(result, indent=2))
+        leave_result(json.dumps(result, indent=2))
     stop_groups()
 
 

@@ -2,7 +2,8 @@
 
 python tools/probe.py --config RECIPE.yaml [--stage NAME] [--samples N] [--json] [--plot FILE.png] [key.sub=value ...]
 
-Also under tools/launch.py, on any layout. Trains nothing and changes no file but those that it is asked to write.
+Starts its own ranks as the recipe's layout asks; under tools/launch.py it is one of those there. Trains nothing and
+changes no file but those that it is asked to write.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from megatron_sts.config import SkipConfig, check_world, load_recipe
 from megatron_sts.errors import ConfigError
 from megatron_sts.exit_codes import INTERRUPTED
 from megatron_sts.heavy_imports import before_heavy_imports
+from megatron_sts.launch.own_ranks import is_rank, leave_result, run_on_ranks
 from megatron_sts.versions import check_versions
 
 
@@ -30,6 +32,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--budget", type=float, default=0.25, metavar="NATS", help="rise of the loss that is borne (default 0.25)"
     )
     parser.add_argument("--json", action="store_true", help="one json object on standard output instead of text")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the json to this file")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw a chart")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="e.g. parallel.tensor=2")
     return parser.parse_intermixed_args(arguments)
@@ -43,10 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
     check_versions()
     recipe = load_recipe(options.config, options.overrides)
     stage = recipe.stage(options.stage or recipe.stages[-1].name)
-    if options.plot is not None and not options.plot.parent.is_dir():
-        raise ConfigError(
-            f"--plot {options.plot}: there is no directory {options.plot.parent}; make it, or give another"
-        )
+    for option, file in (("--output", options.output), ("--plot", options.plot)):
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(f"{option} {file}: there is no directory {file.parent}; make it, or give another")
+    if not is_rank():
+        parallel = recipe.parallel
+        ranks = parallel.tensor * parallel.pipeline * parallel.context
+        code, result = run_on_ranks(Path(__file__).resolve(), sys.argv[1:] if arguments is None else arguments, ranks)
+        if code == 0:
+            print(result)
+        return code
 
     from megatron_sts.evaluation.progress import shown_progress
     from megatron_sts.parallel.groups import start_groups, stop_groups, world_size_of_environment
@@ -85,9 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
         say("interrupted: nothing was written")
         return INTERRUPTED
     if speaks:
+        written = as_json(found, options.budget)
         if options.plot is not None:
             plot(found, options.plot)
-        print(as_json(found, options.budget) if options.json else text(found, options.budget))
+        if options.output is not None:
+            options.output.write_text(written + "\n")
+        leave_result(written if options.json else text(found, options.budget))
     stop_groups()
     return 0
 

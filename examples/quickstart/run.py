@@ -1,35 +1,46 @@
 """The whole way at a size for a laptop: data, tower, tokenizer, language model, then dense and STS side by side.
 
 Everything is trained here; nothing is downloaded. Dense and STS start from the same checkpoint and see the same
-samples in the same order.
+samples in the same order. Everything lies in runs/quickstart below --directory. A step whose output is there is not
+done again: after an interruption the same command resumes.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import compose_digits
 import report
 
-from megatron_sts.config import METRICS_FILE, Recipe, checkpoints_of_stage, load_recipe
-from megatron_sts.evaluation import evaluate
-from megatron_sts.hf import export_checkpoint, verify_export
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.questions import question_only_accuracy, read_rows
+from common.report import arm_figures
+from common.runs import ask, export, last_checkpoint, metrics, probe, train
+from common.steps import ROOT, announce, make, resume_or_set_aside, run_script
+
+from megatron_sts.config import Recipe
 from megatron_sts.hf.parity import largest_logit_difference
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
 # Below the working directory, as the recipes have it.
 RUN = Path("runs/quickstart")
+DATA = RUN / "data"
+QUESTIONS = DATA / "test_questions.jsonl"
+PROBE = RUN / "probe.json"
 RANKS = 2
 COMPARED_LOGITS = 8
+# Held-out samples that the layers are measured on.
+PROBED = 32
 
-TINY_DATA = ["--tiny"]
+TINY_DATA = ["--train", "64", "--test", "8"]
 TINY_TOWER = ["--steps", "10"]
+TINY_PROBED = 4
 TINY_RUNS = {
     "start": ["stages.pretrain.steps=4", "stages.pretrain.batch.global=8", "stages.pretrain.batch.micro=4"],
     "dense": ["stages.align.steps=3", "stages.tune.steps=6"],
@@ -38,7 +49,7 @@ TINY_RUNS = {
 
 
 def main() -> int:
-    """Run everything and print the table."""
+    """Run what is not done yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--tiny", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
@@ -50,96 +61,92 @@ def main() -> int:
     tiny = options.tiny
     os.chdir(options.directory)
     began = time.perf_counter()
-    shutil.rmtree(RUN, ignore_errors=True)
-    RUN.mkdir(parents=True)
+    resume_or_set_aside(RUN, settings(tiny))
 
-    say("1/6 pictures of handwritten digits, captions and questions")
-    python("compose_digits.py", "--output", f"{RUN}/data", *(TINY_DATA if tiny else ()))
-    say("2/6 stage 0: a small vision tower and a tokenizer (no pretrained ones are used, so they are trained here)")
-    python("train_tokenizer.py", "--data", f"{RUN}/data", "--output", f"{RUN}/tokenizer")
-    python("train_tower.py", "--data", f"{RUN}/data", "--output", f"{RUN}/tower", *(TINY_TOWER if tiny else ()))
-    say("3/6 the language model, pretrained on the training text alone")
-    overrides: dict[str, list[str]] = TINY_RUNS if tiny else {name: [] for name in TINY_RUNS}
-    start = train("start", overrides["start"])
-    init = [f"model.init={last_checkpoint(start)}"]
-    say("4/6 alignment and instruction tuning, dense")
-    dense = train("dense", [*overrides["dense"], *init])
-    say("5/6 the same with the Sparse Training Scheme")
-    share_index(dense, RUN / "sts")
-    sts = train("sts", [*overrides["sts"], *init])
-    say("6/6 export to Hugging Face format, and evaluation of the exported models")
-    result = report.assemble(
-        runs={name: figures(recipe) for name, recipe in (("dense", dense), ("sts", sts))},
-        data=RUN / "data",
-        layout=dense.parallel.model_dump() | {"ranks": RANKS},
-        export_max_logit_difference=compare_logits(sts),
-        total_seconds=time.perf_counter() - began,
+    composed = TINY_DATA if tiny else []
+    make(
+        "1/7 images of handwritten digits, captions and questions",
+        DATA,
+        lambda at: compose_digits.main(["--output", str(at), *composed]),
     )
-    report.write(result, RUN)
-    print(report.table(result))
-    print(f"\nwhole run: {result['total_seconds']:.0f} s. Written: {RUN}/report.json, {RUN}/report.png")
+    make(
+        "2/7 a tokenizer (no pretrained one is used, so it is trained here)",
+        RUN / "tokenizer",
+        lambda at: run_script(HERE / "train_tokenizer.py", ["--data", DATA, "--output", at]),
+    )
+    make(
+        "2/7 a small vision tower, for the same reason",
+        RUN / "tower",
+        lambda at: run_script(HERE / "train_tower.py", ["--data", DATA, "--output", at, *(TINY_TOWER if tiny else [])]),
+    )
+    overrides: dict[str, list[str]] = TINY_RUNS if tiny else {name: [] for name in TINY_RUNS}
+    announce("3/7 the language model, pretrained on the training text alone")
+    start = train(HERE / "start.yaml", overrides["start"], RANKS)
+    init = [f"model.init={last_checkpoint(start)}"]
+    announce("4/7 alignment and instruction tuning, dense")
+    dense = train(HERE / "dense.yaml", [*overrides["dense"], *init], RANKS)
+
+    announce("5/7 the Sparse Training Scheme: alignment with half of the visual tokens")
+    share_index(dense, RUN / "sts")
+    recipe, sparse = HERE / "sts.yaml", [*overrides["sts"], *init]
+    train(recipe, sparse, RANKS, "--stage", "align")
+    make(
+        "6/7 probe: what each layer is worth to the aligned model, and to its visual tokens",
+        PROBE,
+        lambda at: probe(recipe, sparse, "tune", at, TINY_PROBED if tiny else PROBED),
+        is_atomic=True,
+    )
+    announce("6/7 the Sparse Training Scheme: tuning without the MLPs of visual tokens that are worth least")
+    sts = train(recipe, [*sparse, f"stages.tune.skip.rises={PROBE}"], RANKS)
+
+    found: dict[str, Any] = {name: compare(arm) for name, arm in (("dense", dense), ("sts", sts))}
+    found |= {
+        "question_only_accuracy": question_only_accuracy(
+            json.loads((DATA / "tune.json").read_text()), read_rows(QUESTIONS)
+        ),
+        "export_max_logit_difference": compare_logits(sts),
+        "layout": dense.parallel.model_dump() | {"ranks": RANKS},
+        "questions": str(QUESTIONS),
+        "total_seconds": time.perf_counter() - began,
+    }
+    report.write(found, RUN)
+    print(f"\n{report.table(found)}\n\n{report.what_is_next(found, RUN, PROBE)}")
     return 0
 
 
-def say(text: str) -> None:
-    """Announce a part of the run."""
-    print(f"\n== {text}", flush=True)
-
-
-def python(script: str, *arguments: str) -> None:
-    """Run one of the quickstart's own scripts."""
-    subprocess.run([sys.executable, "-W", "ignore", str(RECIPES / script), *arguments], check=True)
-
-
-def train(name: str, overrides: list[str], output: Path | None = None) -> Recipe:
-    """Train a recipe of this folder on all ranks; returns it as it was run."""
-    if output is not None:
-        overrides = [*overrides, f"output_dir={output}"]
-    recipe = load_recipe(RECIPES / f"{name}.yaml", overrides)
-    # A free port, so that two runs on one machine do not meet.
-    command = [sys.executable, str(ROOT / "tools" / "launch.py"), "--standalone", "--nproc-per-node", str(RANKS)]
-    command += [str(ROOT / "tools" / "train.py"), "--config", str(RECIPES / f"{name}.yaml"), *overrides]
-    # One thread a rank: with more, two ranks would fight for two cores. Compiling takes longer than it saves here.
-    environment = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, check=False, env=os.environ | environment)
-    if done.returncode != 0:
-        # The ranks have said why.
-        sys.exit(done.returncode)
-    return recipe
+def settings(tiny: bool) -> str:
+    """What the files of a run depend on: its size, and the example's own files."""
+    digest = hashlib.sha256()
+    for file in sorted([*HERE.glob("*.*"), *(HERE.parent / "common").glob("*.py")]):
+        digest.update(file.read_bytes())
+    return f"{'tiny' if tiny else 'whole'} {digest.hexdigest()}\n"
 
 
 def share_index(trained: Recipe, output: Path) -> None:
     """Give a run the lengths of the records that another has measured on the same data."""
-    shutil.copytree(trained.output_dir / "index", output / "index")
+    shutil.copytree(trained.output_dir / "index", output / "index", dirs_exist_ok=True)
 
 
-def last_checkpoint(recipe: Recipe) -> Path:
-    """The checkpoint at the end of a finished run."""
-    return checkpoints_of_stage(recipe, recipe.stages[-1].name)[-1]
+def compare(recipe: Recipe) -> dict[str, Any]:
+    """A finished arm's figures: of its export and of its training."""
+    exported, result = recipe.output_dir / "export", recipe.output_dir / "evaluation.json"
 
+    def write_answers(at: Path) -> None:
+        at.write_text(json.dumps(ask(exported, QUESTIONS, DATA, max_new_tokens=12), indent=1) + "\n")
 
-def metrics(recipe: Recipe) -> list[dict[str, Any]]:
-    """Every step's figures."""
-    return [json.loads(line) for line in (recipe.output_dir / METRICS_FILE).read_text().splitlines()]
-
-
-def figures(recipe: Recipe) -> dict[str, Any]:
-    """A finished run's export, its accuracy and what it cost."""
-    export = recipe.output_dir / "export"
-    export_checkpoint(last_checkpoint(recipe), export)
-    verify_export(export)
-    print(f"evaluating {export}", flush=True)
-    return {
-        "export": export,
-        "evaluation": evaluate(export, RUN / "data" / "test_questions.jsonl", RUN / "data", max_new_tokens=12),
-        "metrics": metrics(recipe),
+    make(f"7/7 export {exported}", exported, lambda at: export(recipe, at), is_atomic=True)
+    make(f"7/7 evaluate {exported}", result, write_answers)
+    lines = metrics(recipe)
+    return arm_figures(json.loads(result.read_text()), lines) | {
+        "export": str(exported),
+        "layers": recipe.architecture.language.layers,
+        "skipped": [line["layers_skipped_for_visual"] for line in lines if line["stage"] == "tune"],
     }
 
 
 def compare_logits(recipe: Recipe) -> float:
     """The largest difference between the logits of the trained and of the exported model on test questions."""
-    lines = (RUN / "data" / "test_questions.jsonl").read_text().splitlines()[:COMPARED_LOGITS]
-    questions = [(RUN / "data" / line["image"], line["text"]) for line in map(json.loads, lines)]
+    questions = [(DATA / row["image"], row["text"]) for row in read_rows(QUESTIONS)[:COMPARED_LOGITS]]
     return largest_logit_difference(last_checkpoint(recipe), recipe.output_dir / "export", questions)
 
 

@@ -1,18 +1,19 @@
-"""Trains the quickstart's vision tower from nothing (stage 0), on the training pictures alone.
+"""Trains the quickstart's vision tower from nothing (stage 0), on the training images alone.
 
 A LLaVA-style model starts from a pretrained, frozen tower. This one is a small SigLIP encoder from
 transformers, taught with plain PyTorch to know, at every patch, which digit the patch's cell shows. Two
 throwaway linear heads read the output of the last encoder layer before `post_layernorm` (transformers'
 `hidden_states[-1]`, `feature_layer: -1` in an architecture file), so exactly that feature carries the digit
-and its place on the picture. `post_layernorm` keeps its initial values: nothing reads it.
+and its place on the image. `post_layernorm` keeps its initial values: nothing reads it.
 
-    pictures [n, 3, 84, 84] uint8 -> -1..1 -> tower [n, 36, 128] -> digit (0..9, 10 blank) and cell of a patch
+    images [n, 3, 84, 84] uint8 -> -1..1 -> tower [n, 36, 128] -> digit (0..9, 10 blank) and cell of a patch
 
 Writes a Hugging Face directory: config.json, model.safetensors, preprocessor_config.json.
 """
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compose_digits import BLANK_CELL, CELL_SIZE, CELLS_PER_SIDE, IMAGE_SIZE, Split, picture_path
+from compose_digits import BLANK_CELL, CELL_SIZE, CELLS_PER_SIDE, IMAGE_SIZE, image_path
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,6 +30,9 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import logging
 
 from megatron_sts.errors import DataError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.scans import Split
 
 PATCH_SIZE = 14
 PATCHES_PER_SIDE = IMAGE_SIZE // PATCH_SIZE
@@ -49,7 +53,7 @@ LARGEST_SHIFT = 2
 
 @dataclass(frozen=True)
 class TowerReport:
-    """How well the tower's features tell the test pictures' digits."""
+    """How well the tower's features tell the test images' digits."""
 
     digit_accuracy: float
     """Share of the cells with a digit that are read right, by the summed logits of a cell's four patches."""
@@ -81,23 +85,23 @@ def image_processor() -> SiglipImageProcessorPil:
     return SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def normalise(pictures: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """uint8 [n, 3, H, W] -> float32 in -1..1."""
-    return pictures.float() / 127.5 - 1
+    return images.float() / 127.5 - 1
 
 
 def read_split(data: Path, split: Split) -> tuple[Tensor, Tensor]:
-    """A split's pictures, uint8 [n, 3, IMAGE_SIZE, IMAGE_SIZE], and their cells' digits, int64 [n, 9]."""
+    """A split's images, uint8 [n, 3, IMAGE_SIZE, IMAGE_SIZE], and their cells' digits, int64 [n, 9]."""
     labels_file = data / "tiles.npz"
     if not labels_file.is_file():
         raise DataError(f"{labels_file}: not found. Make the data set first: compose_digits.py --output {data}")
     with np.load(labels_file) as arrays:
         cells = torch.from_numpy(arrays[split].astype(np.int64))
-    pictures = torch.empty(len(cells), 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+    images = torch.empty(len(cells), 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
     for index in range(len(cells)):
-        with Image.open(data / picture_path(split, index)) as picture:
-            pictures[index] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    return pictures, cells
+        with Image.open(data / image_path(split, index)) as image:
+            images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return images, cells
 
 
 def cell_of_patch() -> Tensor:
@@ -107,18 +111,18 @@ def cell_of_patch() -> Tensor:
     return lattice.repeat_interleave(patches_per_cell, 0).repeat_interleave(patches_per_cell, 1).reshape(-1)
 
 
-def features(tower: SiglipVisionModel, pictures: Tensor) -> Tensor:
+def features(tower: SiglipVisionModel, images: Tensor) -> Tensor:
     """The features the language model is given: [n, 36, HIDDEN_SIZE]."""
     # Contract: `vision.feature_layer: -1`, `feature_select: full` in the quickstart's architecture file.
-    hidden_states: tuple[Tensor, ...] = tower(normalise(pictures), output_hidden_states=True).hidden_states
+    hidden_states: tuple[Tensor, ...] = tower(normalise(images), output_hidden_states=True).hidden_states
     return hidden_states[-1]
 
 
-def train_tower(pictures: Tensor, cells: Tensor, steps: int, seed: int) -> tuple[SiglipVisionModel, nn.Linear]:
+def train_tower(images: Tensor, cells: Tensor, steps: int, seed: int) -> tuple[SiglipVisionModel, nn.Linear]:
     """Teaches a fresh tower the digit and the number of each patch's cell.
 
     Args:
-        pictures: uint8 [n, 3, IMAGE_SIZE, IMAGE_SIZE].
+        images: uint8 [n, 3, IMAGE_SIZE, IMAGE_SIZE].
         cells: int64 [n, 9], digit of each cell or BLANK_CELL.
     Returns:
         The tower, and the linear head that reads digits (11 classes) from its features.
@@ -134,10 +138,10 @@ def train_tower(pictures: Tensor, cells: Tensor, steps: int, seed: int) -> tuple
     order = torch.empty(0, dtype=torch.int64)
     for step in range(steps):
         if len(order) < BATCH_SIZE:
-            order = torch.cat([order, torch.randperm(len(pictures))])
+            order = torch.cat([order, torch.randperm(len(images))])
         batch, order = order[:BATCH_SIZE], order[BATCH_SIZE:]
         shifts = torch.randint(-LARGEST_SHIFT, LARGEST_SHIFT + 1, (2,)).tolist()
-        patches = features(tower, pictures[batch].roll(shifts, dims=(2, 3))).flatten(0, 1)
+        patches = features(tower, images[batch].roll(shifts, dims=(2, 3))).flatten(0, 1)
         digit_loss = functional.cross_entropy(digit_head(patches), cells[batch][:, places].flatten())
         place_loss = functional.cross_entropy(place_head(patches), places.repeat(len(batch)))
         (digit_loss + PLACE_LOSS_WEIGHT * place_loss).backward()
@@ -152,10 +156,10 @@ def train_tower(pictures: Tensor, cells: Tensor, steps: int, seed: int) -> tuple
 
 
 @torch.no_grad()
-def measure(tower: SiglipVisionModel, digit_head: nn.Linear, pictures: Tensor, cells: Tensor) -> tuple[float, float]:
+def measure(tower: SiglipVisionModel, digit_head: nn.Linear, images: Tensor, cells: Tensor) -> tuple[float, float]:
     """Accuracy on the cells that hold a digit, and on all patches."""
     places = cell_of_patch()
-    logits = torch.cat([digit_head(features(tower, batch)) for batch in pictures.split(BATCH_SIZE)])
+    logits = torch.cat([digit_head(features(tower, batch)) for batch in images.split(BATCH_SIZE)])
     votes = torch.zeros(len(cells), CELLS_PER_SIDE**2, logits.shape[-1]).index_add_(1, places, logits)
     holds_digit = cells != BLANK_CELL
     digit_accuracy = (votes.argmax(-1) == cells)[holds_digit].float().mean().item()
@@ -164,7 +168,7 @@ def measure(tower: SiglipVisionModel, digit_head: nn.Linear, pictures: Tensor, c
 
 
 def write_tower(data: Path, output: Path, steps: int, seed: int) -> TowerReport:
-    """Trains a tower on the training pictures of `data`, writes it and measures it on the test pictures."""
+    """Trains a tower on the training images of `data`, writes it and measures it on the test images."""
     begin, cpu_begin = time.perf_counter(), time.process_time()
     tower, digit_head = train_tower(*read_split(data, "train"), steps=steps, seed=seed)
     tower.save_pretrained(output)
@@ -179,7 +183,7 @@ def _warmup_and_cosine(step: int, steps: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the quickstart's vision tower on its training pictures.")
+    parser = argparse.ArgumentParser(description="Train the quickstart's vision tower on its training images.")
     parser.add_argument("--data", type=Path, required=True, help="directory written by compose_digits.py")
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face directory to write")
     parser.add_argument("--steps", type=int, default=500, help="training steps (default: %(default)s)")

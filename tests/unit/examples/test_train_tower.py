@@ -19,15 +19,15 @@ from megatron_sts.errors import DataError
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("digits")
-    compose_digits.write_dataset(output, train=40, test=4, questions=1, seed=7)
+    compose_digits.write_dataset(output, {"train": 40, "validation": 1, "test": 4}, questions=1, seed=7)
     return output
 
 
-def test_reads_pictures_and_cells_of_one_split(dataset: Path):
-    pictures, cells = train_tower.read_split(dataset, "test")
-    assert pictures.shape == (4, 3, 84, 84) and pictures.dtype == torch.uint8
+def test_reads_images_and_cells_of_one_split(dataset: Path):
+    images, cells = train_tower.read_split(dataset, "test")
+    assert images.shape == (4, 3, 84, 84) and images.dtype == torch.uint8
     composed = compose_digits.compose("test", 1, seed=7, questions=1)
-    assert np.array_equal(pictures[1].permute(1, 2, 0).numpy(), compose_digits.render(composed))
+    assert np.array_equal(images[1].permute(1, 2, 0).numpy(), compose_digits.render(composed))
     assert cells[1].tolist() == compose_digits.cell_labels(composed.grid).tolist()
 
 
@@ -43,10 +43,10 @@ def test_patches_belong_to_cells_two_by_two():
 
 def test_the_feature_is_the_last_layer_before_post_layernorm():
     tower = train_tower.build_tower().eval()
-    pictures = torch.randint(0, 256, (2, 3, 84, 84), dtype=torch.uint8)
-    feature = train_tower.features(tower, pictures)
+    images = torch.randint(0, 256, (2, 3, 84, 84), dtype=torch.uint8)
+    feature = train_tower.features(tower, images)
     assert feature.shape == (2, 36, train_tower.HIDDEN_SIZE)
-    last = tower(train_tower.normalise(pictures)).last_hidden_state
+    last = tower(train_tower.normalise(images)).last_hidden_state
     assert torch.equal(tower.post_layernorm(feature), last)
     assert not torch.allclose(feature, last)
 
@@ -59,18 +59,18 @@ def test_image_processor_agrees_with_training():
 
 
 def test_training_lowers_the_error(dataset: Path):
-    pictures, cells = train_tower.read_split(dataset, "train")
-    tower, head = train_tower.train_tower(pictures, cells, steps=1, seed=1)
-    untrained = train_tower.measure(tower, head, pictures, cells)
-    tower, head = train_tower.train_tower(pictures, cells, steps=25, seed=1)
-    trained = train_tower.measure(tower, head, pictures, cells)
+    images, cells = train_tower.read_split(dataset, "train")
+    tower, head = train_tower.train_tower(images, cells, steps=1, seed=1)
+    untrained = train_tower.measure(tower, head, images, cells)
+    tower, head = train_tower.train_tower(images, cells, steps=25, seed=1)
+    trained = train_tower.measure(tower, head, images, cells)
     assert trained[1] > untrained[1] + 0.15
 
 
 def test_training_repeats_exactly(dataset: Path):
-    pictures, cells = train_tower.read_split(dataset, "train")
-    first, _ = train_tower.train_tower(pictures, cells, steps=3, seed=1)
-    again, _ = train_tower.train_tower(pictures, cells, steps=3, seed=1)
+    images, cells = train_tower.read_split(dataset, "train")
+    first, _ = train_tower.train_tower(images, cells, steps=3, seed=1)
+    again, _ = train_tower.train_tower(images, cells, steps=3, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
@@ -81,8 +81,8 @@ def test_measure_counts_digits_by_the_votes_of_their_patches():
     with torch.no_grad():
         head.bias.copy_(torch.eye(11)[3])
     cells = torch.tensor([[3, 4, 10, 3, 5, 10, 10, 10, 10]])
-    pictures = torch.zeros(1, 3, 84, 84, dtype=torch.uint8)
-    assert train_tower.measure(tower, head, pictures, cells) == pytest.approx((2 / 4, 2 / 9))
+    images = torch.zeros(1, 3, 84, 84, dtype=torch.uint8)
+    assert train_tower.measure(tower, head, images, cells) == pytest.approx((2 / 4, 2 / 9))
 
 
 def test_written_directory_loads_in_transformers(dataset: Path, tmp_path: Path):
@@ -92,10 +92,10 @@ def test_written_directory_loads_in_transformers(dataset: Path, tmp_path: Path):
     assert written >= {"config.json", "model.safetensors", "preprocessor_config.json"}
     loaded = AutoModel.from_pretrained(tmp_path)
     assert isinstance(loaded, SiglipVisionModel)
-    pictures, _ = train_tower.read_split(dataset, "test")
+    images, _ = train_tower.read_split(dataset, "test")
     processor = AutoImageProcessor.from_pretrained(tmp_path)
-    picture = Image.fromarray(pictures[0].permute(1, 2, 0).numpy())
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
     pixels = processor(picture, return_tensors="pt")["pixel_values"]
     again = SiglipVisionModel.from_pretrained(tmp_path)
-    expected = train_tower.features(again.eval(), pictures[:1])
+    expected = train_tower.features(again.eval(), images[:1])
     torch.testing.assert_close(loaded.eval()(pixels, output_hidden_states=True).hidden_states[-1], expected)
