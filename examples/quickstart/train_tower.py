@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the quickstart's vision tower on its training images.")
     parser.add_argument("--data", type=Path, required=True, help="directory written by compose_digits.py")
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face directory to write")
-    parser.add_argument("--steps", type=int, default=500, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -122,7 +122,7 @@ def test_files_agree_with_the_images(dataset: Path):
     pretrain, align, tune = (
         json.loads((dataset / f"{name}.json").read_text()) for name in ("pretrain", "align", "tune")
     )
-    assert len(pretrain) == len(align) == len(tune) == 24
+    assert len(pretrain) == len(align) == 24 and len(tune) == 24 * 6
     assert align[5] == {
         "id": "align-000005",
         "image": "images/train/000005.png",
@@ -131,9 +131,10 @@ def test_files_agree_with_the_images(dataset: Path):
             {"from": "gpt", "value": caption},
         ],
     }
-    turns = [turn["value"] for turn in tune[5]["conversations"]]
-    assert turns[0] == f"<image>\n{composition.questions[0].text}"
-    assert turns[1::2] == [question.answer for question in composition.questions]
+    for each, question in zip(tune[30:36], composition.questions, strict=True):
+        assert [turn["value"] for turn in each["conversations"]] == [f"<image>\n{question.text}", question.answer]
+        assert each["image"] == align[5]["image"]
+    assert len({each["id"] for each in tune}) == len(tune)
     assert "image" not in pretrain[5] and "<image>" not in json.dumps(pretrain)
     # Every second record is asked at once; the others are captioned first.
     written = compose_digits.written_image(composition.grid, columns=6)
@@ -142,7 +143,7 @@ def test_files_agree_with_the_images(dataset: Path):
         composition.questions[0].answer,
     ]
     assert pretrain[4]["conversations"][0]["value"].endswith("\nDescribe the image.")
-    with Image.open(dataset / tune[5]["image"]) as image:
+    with Image.open(dataset / align[5]["image"]) as image:
         assert np.array_equal(np.asarray(image), compose_digits.render(composition))
 
 
