@@ -24,6 +24,7 @@ from common.report import arm_figures
 from common.runs import ask, export, last_checkpoint, metrics, probe, train
 from common.steps import ROOT, announce, make, resume_or_set_aside, run_script
 
+from megatron_sts.command import command
 from megatron_sts.config import Recipe
 from megatron_sts.hf.parity import largest_logit_difference
 
@@ -48,6 +49,7 @@ TINY_RUNS = {
 }
 
 
+@command
 def main() -> int:
     """Run what is not done yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -38,6 +38,7 @@ from common.report import arm_figures
 from common.runs import ask, export, metrics, probe, train
 from common.steps import ROOT, TOOLS, announce, make, run_script
 
+from megatron_sts.command import command
 from megatron_sts.config import Recipe, load_recipe
 from megatron_sts.hf import ImportOptions, import_pair
 
@@ -64,6 +65,7 @@ SIZES: dict[str, list[str]] = {
 COMPOSED = {"whole": [], "short": [], "tiny": ["--train", "16", "--test", "4"]}
 
 
+@command
 def main() -> int:
     """Do what is not done yet, and print the table."""
     options = parse()

@@ -46,8 +46,10 @@ class TextRows:
         flat = hidden_states.flatten(0, 1)
         rows = self._move(flat.index_select(0, self.own), self.sent, self.received)
         count = rows.size(0)
-        padded = F.pad(rows, (0, 0, 0, self.worked - count)).unsqueeze(1)
-        done = self._move(function(padded).squeeze(1)[:count], self.received, self.sent)
+        if self.worked > count:
+            # Even a padding of nothing would be a copy.
+            rows = F.pad(rows, (0, 0, 0, self.worked - count))
+        done = self._move(function(rows.unsqueeze(1)).squeeze(1)[:count], self.received, self.sent)
         return flat.index_copy(0, self.own, done).view_as(hidden_states)
 
     def _move(self, rows: Tensor, sent: Sequence[int] | None, received: Sequence[int] | None) -> Tensor:
