@@ -28,3 +28,8 @@ def scans_of(split: Split) -> range:
     ends = [0, *(int(share * count) for share in LAST_OF_SPLIT.values())]
     place = list(LAST_OF_SPLIT).index(split)
     return range(ends[place], ends[place + 1])
+
+
+def held_out_scans() -> range:
+    """Those of validation and test together."""
+    return range(scans_of("train").stop, len(scans()[1]))
