@@ -127,7 +127,7 @@ def losses_in_fp8(root: Path) -> dict[str, Any]:
     found = {}
     for name in ("bf16", "tensorwise", "delayed", "blockwise"):
         changes = {} if name == "bf16" else {"precision": "fp8", "fp8_recipe": name}
-        recipe = recipe_of(root, name, STEPS, **changes)
+        recipe = recipe_of(root, name, STEPS, length_rounding=1, **changes)
         recipe = recipe.model_copy(update={"stages": (recipe.stage("tune"),)})
         run_ranks(1, train, recipe, timeout=900.0)
         found[name] = means(losses(recipe))
@@ -182,7 +182,8 @@ def _plain() -> Iterator[None]:
 
 
 def _recipe(root: Path, **changes: Any) -> Recipe:
-    return tiny_recipe(root, **(SMOOTH | STS | changes))
+    # The few tokens of these samples would be mostly padding, which tensorwise and delayed scaling are touched by.
+    return tiny_recipe(root, **(SMOOTH | STS | {"length_rounding": 1} | changes))
 
 
 def _distance(found: Observation, expected: Observation) -> float:
