@@ -4,6 +4,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 
 def mlp_spec_with(mlp: Any, **linear_layers: type) -> Any:
     """The spec of a layer's MLP with other linear layers (linear_fc1, linear_fc2).
@@ -14,3 +16,13 @@ def mlp_spec_with(mlp: Any, **linear_layers: type) -> Any:
         parts = replace(mlp.keywords["submodules"], **linear_layers)
         return partial(mlp.func, *mlp.args, **(mlp.keywords | {"submodules": parts}))
     return replace(mlp, submodules=replace(mlp.submodules, **linear_layers))
+
+
+def gradients_of_norm(optimizer: Any) -> list[Tensor]:
+    """This rank's gradients that count for the norm, each held by one rank, of one of megatron-core's optimisers.
+
+    From 0.19 on the method has another name.
+    """
+    if hasattr(optimizer, "get_grads_for_grad_norm"):
+        return optimizer.get_grads_for_grad_norm()
+    return optimizer.get_main_grads_for_grad_norm()

@@ -17,6 +17,7 @@ from megatron_sts.model.data_parallel import SkippingDataParallel
 from megatron_sts.model.mllm import MultimodalModel
 from megatron_sts.model.precision import parameter_dtype
 from megatron_sts.parallel.device import has_gpu
+from megatron_sts.parallel.megatron_versions import gradients_of_norm
 from megatron_sts.train.adam import SharedStepAdamW
 from megatron_sts.train.optimizer_state import MASTER_WEIGHT, state_shards, stepped_tensors
 from megatron_sts.train.prepared_optimizer import PreparedOptimizer
@@ -73,7 +74,7 @@ class StageOptimizer:
         total = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
         for optimizer in self.inner.chained_optimizers:
             square = torch.zeros_like(total)
-            if gradients := optimizer.get_main_grads_for_grad_norm():
+            if gradients := gradients_of_norm(optimizer):
                 square = torch.nn.utils.get_total_norm(gradients).double() ** 2
             dist.all_reduce(square, group=optimizer.get_grad_stats_parallel_group())
             total += square
