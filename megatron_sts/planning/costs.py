@@ -77,7 +77,7 @@ class MicroBatchCosts:
     first: PassCost
     last: PassCost
 
-    def of_stages(self, layers_run: Sequence[tuple[int, int]]) -> tuple[list[float], list[float]]:
+    def of_stages(self, layers_run: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
         """(forward, backward) by virtual stage, given how many layers run on each, and how many of these their MLP for
         text alone."""
         whole, text = self.layer, self.layer_for_text

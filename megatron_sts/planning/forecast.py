@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 from megatron_sts.config import Recipe, Selection
 from megatron_sts.planning.costs import planned_length, sample_flops
+from megatron_sts.planning.fit import Fit, cheapest_fit
+from megatron_sts.planning.hardware import Hardware
 from megatron_sts.planning.lengths import RoundedLengths, rounded_lengths
 from megatron_sts.planning.memory import RankBytes, part_parameters, rank_bytes
 from megatron_sts.planning.prediction import Prediction, StageSimulation
 from megatron_sts.planning.scope import PlannedStage, planned_stages, resolve
 from megatron_sts.planning.sparsity import Sparsity, sparsity
 from megatron_sts.planning.split import StageLoad, best_split
+from megatron_sts.planning.usage import Usage, stage_usage
 
 SELECTIONS: tuple[Selection, ...] = ("balanced", "independent")
 
@@ -68,7 +71,7 @@ class Work:
 class StageForecast:
     """A stage of training. By pipeline stage: parameters, whole; bytes, of each of its ranks.
 
-    work: None where the recipe does not say how long a text is (`data.text_tokens`).
+    work, usage: None where the recipe does not say how long a text is (`data.text_tokens`).
     """
 
     planned: PlannedStage
@@ -77,16 +80,22 @@ class StageForecast:
     parameters: tuple[int, ...]
     bytes: tuple[RankBytes, ...]
     work: Work | None
+    usage: Usage | None
 
 
 @dataclass(frozen=True)
 class RecipeForecast:
-    """recipe: its groups resolved. proposed: the split for all stages of training together; None without `work`."""
+    """recipe: its groups resolved. proposed: the split for all stages of training together; None without `work`.
+
+    fit: the cheapest setting that fits the memory of the hardware's GPUs; None where none does or is asked for.
+    """
 
     recipe: Recipe
     data_parallel: int
     stages: tuple[StageForecast, ...]
     proposed: Split | None
+    hardware: Hardware
+    fit: Fit | None
 
     @property
     def own_split(self) -> tuple[int, ...]:
@@ -95,7 +104,9 @@ class RecipeForecast:
         return tuple(len(stage) for stage in stages)
 
 
-def forecast(recipe: Recipe, data_parallel: int = 1, accepted: Collection[str] = ()) -> RecipeForecast:
+def forecast(
+    recipe: Recipe, data_parallel: int = 1, accepted: Collection[str] = (), hardware: Hardware | None = None
+) -> RecipeForecast:
     """Plan a recipe for a number of data-parallel ranks.
 
     The plan is the one that training follows: groups left open are those of the run in `output_dir`, else of the
@@ -104,23 +115,36 @@ def forecast(recipe: Recipe, data_parallel: int = 1, accepted: Collection[str] =
     """
     resumed = resolve(recipe, data_parallel, accepted)
     resolved, earlier = resumed.recipe, resumed.earlier
+    machines = hardware or Hardware()
     stages = tuple(
-        _stage_forecast(recipe, resolved, earlier, planned, data_parallel) for planned in planned_stages(resumed)
+        _stage_forecast(recipe, resolved, earlier, planned, data_parallel, machines)
+        for planned in planned_stages(resumed)
     )
     worked = [(stage.planned, stage.work.simulation) for stage in stages if stage.work is not None]
-    return RecipeForecast(resolved, data_parallel, stages, _split(recipe, earlier, worked) if worked else None)
+    split = _split(recipe, earlier, worked) if worked else None
+    used = [stage.usage.fit for stage in stages if stage.usage is not None]
+    fit = None
+    if machines.memory is not None and len(used) == len(stages):
+        fit = cheapest_fit(resolved, data_parallel, machines, used)
+    return RecipeForecast(resolved, data_parallel, stages, split, machines, fit)
 
 
 def _stage_forecast(
-    recipe: Recipe, resolved: Recipe, earlier: Recipe | None, planned: PlannedStage, data_parallel: int
+    recipe: Recipe,
+    resolved: Recipe,
+    earlier: Recipe | None,
+    planned: PlannedStage,
+    data_parallel: int,
+    hardware: Hardware,
 ) -> StageForecast:
     stage, ranks = planned.stage, range(recipe.parallel.pipeline)
     micro_batches = stage.batch.global_size // (stage.batch.micro * data_parallel)
     found = sparsity(resolved, planned)
-    work = None
+    work = usage = None
     if stage.data.text_tokens is not None:
         simulation = StageSimulation(recipe, earlier, planned, micro_batches, found)
         work = _work(recipe, earlier, planned, found, simulation)
+        usage = stage_usage(resolved, planned, data_parallel, found, hardware)
     return StageForecast(
         planned,
         micro_batches,
@@ -128,6 +152,7 @@ def _stage_forecast(
         parameters=tuple(sum(part_parameters(recipe, rank).values()) for rank in ranks),
         bytes=tuple(rank_bytes(recipe, stage, rank, data_parallel) for rank in ranks),
         work=work,
+        usage=usage,
     )
 
 

@@ -118,12 +118,18 @@ def tower_parameters(vision: VisionArchitecture, used: bool = False) -> int:
     return layers + patches + {"clip": 4, "dinov2": 3}.get(vision.family, 1) * hidden
 
 
-def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int) -> RankBytes:
-    """Bytes on each rank of a 0-based pipeline rank in a stage of training."""
+def trained_parameters(recipe: Recipe, stage: StageConfig, rank: int) -> int:
+    """Parameters that each rank of a 0-based pipeline rank trains."""
     held = part_parameters(recipe, rank, recipe.parallel.tensor)
     trained = sum(count for part, count in held.items() if part in stage.trains)
     if rank == 0 and "vision" in stage.trains:
         trained -= held["vision"] - tower_parameters(recipe.architecture.vision, used=True)
+    return trained
+
+
+def rank_bytes(recipe: Recipe, stage: StageConfig, rank: int, data_parallel: int) -> RankBytes:
+    """Bytes on each rank of a 0-based pipeline rank in a stage of training."""
+    held, trained = part_parameters(recipe, rank, recipe.parallel.tensor), trained_parameters(recipe, stage, rank)
     half = recipe.precision != "fp32"
     optimizer = recipe.optimizer
     state = 8 if optimizer.kind == "adam" else 4 if optimizer.momentum else 0

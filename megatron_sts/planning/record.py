@@ -8,6 +8,7 @@ from megatron_sts.config import Recipe
 from megatron_sts.planning.forecast import SELECTIONS, RecipeForecast, Split, StageForecast, Work
 from megatron_sts.planning.scope import PlannedStage, planned_stages, resolve
 from megatron_sts.planning.sparsity import Probabilities
+from megatron_sts.planning.step_time import StepSeconds
 
 
 def forecast_record(found: RecipeForecast) -> dict[str, Any]:
@@ -18,7 +19,24 @@ def forecast_record(found: RecipeForecast) -> dict[str, Any]:
         "layers_per_stage": list(found.own_split),
         "stages": [_stage(found.recipe, stage) for stage in found.stages],
         "proposed": _split(found.proposed),
+        "cheapest_fit": _fit(found),
     }
+
+
+def _fit(found: RecipeForecast) -> dict[str, Any] | None:
+    if found.fit is None:
+        return None
+    recipe = found.fit.recipe
+    return {
+        "layout": recipe.parallel.model_dump(mode="json") | {"data_parallel": found.fit.data_parallel},
+        "distributed": recipe.optimizer.distributed,
+        "recompute": recipe.resolved()["recompute"],
+        "stages": [asdict(stage) for stage in found.fit.stages],
+    }
+
+
+def _seconds(found: StepSeconds) -> dict[str, Any]:
+    return asdict(found)
 
 
 def _stage(recipe: Recipe, stage: StageForecast) -> dict[str, Any]:
@@ -40,6 +58,9 @@ def _stage(recipe: Recipe, stage: StageForecast) -> dict[str, Any]:
         "flops_dense": work.flops_dense if work else None,
         "flops_executed": work.flops_executed if work else None,
         "ideal_speedup": work.ideal_speedup if work else None,
+        "step_seconds": _seconds(stage.usage.seconds) if stage.usage else None,
+        "dense_step_seconds": _seconds(stage.usage.dense_seconds) if stage.usage else None,
+        "bytes_with_longest_samples": stage.usage.fullest if stage.usage else None,
         "pipeline": {
             "per_stage": [_rank(recipe, stage, rank) for rank in range(recipe.parallel.pipeline)],
             "bubble": {"planned": work.planned.bubble, "dense": work.planned.dense_bubble} if work else None,
@@ -73,6 +94,8 @@ def _rank(recipe: Recipe, stage: StageForecast, rank: int) -> dict[str, Any]:
         "parameter_bytes": held.parameters,
         "gradient_bytes": held.gradients,
         "optimizer_bytes": held.optimizer,
+        "activation_bytes": stage.usage.activations[rank].total if stage.usage else None,
+        "dense_activation_bytes": stage.usage.dense_activations[rank].total if stage.usage else None,
     }
 
 

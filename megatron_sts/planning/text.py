@@ -7,6 +7,7 @@ from megatron_sts.planning.forecast import RecipeForecast, Split, StageForecast,
 from megatron_sts.planning.lengths import STEPS, RoundedLengths
 from megatron_sts.planning.prediction import Prediction
 from megatron_sts.planning.sparsity import Probabilities
+from megatron_sts.planning.usage_text import fit_lines, machine_lines, usage_lines
 from megatron_sts.sts.groups import layers_of_groups, stage_peaks
 from megatron_sts.sts.redundancy import expected_rise, redundancy_probabilities, unprotected
 from megatron_sts.sts.rises import measurements
@@ -29,6 +30,7 @@ def forecast_text(found: RecipeForecast) -> str:
     ]
     for stage in found.stages:
         lines += ["", *_stage_lines(found, stage)]
+    lines += ["", *machine_lines(found), *fit_lines(found)]
     if found.proposed is not None and parallel.pipeline > 1:
         lines += ["", *_proposal_lines(found, found.proposed)]
     return "\n".join(lines)
@@ -50,7 +52,7 @@ def _stage_lines(found: RecipeForecast, stage: StageForecast) -> list[str]:
         )
     else:
         lines += _work_lines(found, stage, stage.work)
-    return [*lines, *_table(found.recipe, stage)]
+    return [*lines, *usage_lines(found, stage), *_table(found.recipe, stage)]
 
 
 def _sparsity_lines(recipe: Recipe, stage: StageForecast) -> list[str]:
@@ -192,7 +194,8 @@ def _split_text(found: RecipeForecast, split: Split, skips: bool) -> str:
 
 
 def _table(recipe: Recipe, stage: StageForecast) -> list[str]:
-    """One line a pipeline stage. Bytes are those of one rank, parameters and FLOPs those of the whole stage."""
+    """One line a pipeline stage. Bytes are those of one rank, with activations where they are known; parameters and
+    FLOPs those of the whole stage."""
     head = [
         "pipeline stage",
         "layers",
@@ -202,13 +205,15 @@ def _table(recipe: Recipe, stage: StageForecast) -> list[str]:
         "weights",
         "gradients",
         "optimiser",
+        "activations",
         "sum",
     ]
     rows = [head]
     chunks = recipe.parallel.layers_of_stages(recipe.architecture.language.layers)
     for rank, held in enumerate(stage.bytes):
         ranges = [f"{layers.start}-{layers.stop - 1}" for layers in chunks[rank :: recipe.parallel.pipeline]]
-        work = stage.work
+        work, usage = stage.work, stage.usage
+        activations = round(usage.activations[rank].total) if usage else 0
         rows.append(
             [
                 str(rank),
@@ -216,7 +221,9 @@ def _table(recipe: Recipe, stage: StageForecast) -> list[str]:
                 f"{stage.parameters[rank] / 1e6:,.1f} M",
                 f"{work.flops_by_rank[rank]:.3g}" if work else "-",
                 f"{work.planned.busy[rank]:.1%}" if work else "-",
-                *map(_gigabytes, (held.parameters, held.gradients, held.optimizer, held.total)),
+                *map(_gigabytes, (held.parameters, held.gradients, held.optimizer)),
+                _gigabytes(activations) if usage else "-",
+                _gigabytes(held.total + activations),
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]

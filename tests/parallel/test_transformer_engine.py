@@ -45,6 +45,8 @@ def test_its_layers_and_optimizer_train_as_the_plain_ones_in_every_layout(tmp_pa
 
 def test_its_attention_trains_in_bf16_in_every_layout_and_packed(tmp_path):
     found = _trained("in_bf16", tmp_path)
+    # Planning leaves out the indices of attention and of text rows: 8 bytes a row of 1,900.
+    assert found.pop("kept") < 0.01
     # A number of bf16 has 8 bits; where sums are taken in other orders losses differ by less than one in 2^8.
     assert all(distance < 4e-3 for distance in found.values()), found
     # The same sums in the same order, but for those of the gradient norm.

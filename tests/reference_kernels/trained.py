@@ -32,6 +32,7 @@ from megatron_sts.train.stages import train
 from tests.gpu.inside import padding, quick
 from tests.gpu.recipes import LANGUAGE, losses, recipe_of
 from tests.gpu.test_losses import STEPS, means
+from tests.parallel.kept_activations import kept_activations
 from tests.parallel.observe import Observation, assert_same, observe
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE, tiny_data, tiny_recipe, tiny_tokenizer
@@ -48,6 +49,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {"family": "phi", "query_groups": 4, "partial_rotary_factor": 0.5},
     "gemma": {"family": "gemma", "query_groups": 1, "tied_embeddings": True},
 }
+LARGER = {**ARCHITECTURE, "language": ARCHITECTURE["language"] | {"hidden_size": 64, "ffn_hidden_size": 160}}
+QWEN3 = {**LARGER, "language": LARGER["language"] | {"family": "qwen3", "attention_head_size": 16}}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2_sp": (2, {"tensor": 2, "sequence_parallel": True}),
     "pp2": (2, {"pipeline": 2}),
@@ -96,7 +99,26 @@ def in_bf16(root: Path) -> dict[str, Any]:
     for name, (ranks, parallel) in {"packed": (1, {}), "packed_cp2": LAYOUTS["cp2"]}.items():
         packed = _recipe(root, parallel=parallel, tune__data={"packing": True}, **changes)
         found[name] = _distance(observe(packed, "tune", ranks), one)
+    found["kept"] = _kept_of_layers(root)
     return found
+
+
+def _kept_of_layers(root: Path) -> float:
+    """How far what a layer keeps for the backward pass is from what is planned, with the fused kernels of a GPU."""
+    cases = [
+        (stage, tiny_recipe(root, model__architecture=sizes, precision="bf16", recompute=recompute), for_text)
+        for stage, sizes, recompute, for_text in (
+            ("tune", LARGER, "none", False),
+            ("tune", LARGER, ["mlp"], True),
+            ("tune", QWEN3, ["layernorm"], False),
+            ("align", LARGER, ["layernorm", "mlp"], False),
+            ("align", LARGER, "none", False),
+        )
+    ]
+    with patch.object(transformer_config, "has_gpu", lambda: True):
+        kept = run_ranks(1, kept_activations, cases)[0]
+    # One table of angles for queries and keys.
+    return max(abs(one.layer / (one.planned_layer + one.rotary / 4) - 1) for one in kept)
 
 
 def in_fp8(root: Path) -> dict[str, Any]:
