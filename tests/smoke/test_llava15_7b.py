@@ -39,7 +39,7 @@ RECORDS = 24
 SMALLER = [
     f"stages.{stage}.{field}"
     for stage in ("align", "tune")
-    for field in (f"data.samples={RECORDS}", "data.text_tokens=8", "data.workers=0", "batch.global=8", "batch.micro=2")
+    for field in (f"data.samples={RECORDS}", "data.text_tokens=8", "data.workers=0", "batch.global=8", "batch.micro=1")
 ]
 
 

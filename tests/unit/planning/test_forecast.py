@@ -117,8 +117,8 @@ def test_what_independent_draws_lose_is_said_with_the_remedy(make):
     skip = {"alpha": 0.5, "selection": "independent"}
     text = forecast_text(forecast(make(parallel={"pipeline": 8}, tune__skip=skip)))
     assert "WARNING" in text and "set stages.tune.skip.selection: balanced" in text
-    assert "WARNING" not in forecast_text(forecast(make(parallel={"pipeline": 8})))
-    assert "WARNING" not in forecast_text(forecast(make(tune__skip=skip)))
+    assert "WARNING: with independent" not in forecast_text(forecast(make(parallel={"pipeline": 8})))
+    assert "WARNING: with independent" not in forecast_text(forecast(make(tune__skip=skip)))
 
 
 def test_without_text_tokens_there_are_steps_and_bytes_and_the_remedy(make):
