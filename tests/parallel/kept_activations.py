@@ -48,7 +48,8 @@ def _kept(stage_name: str, recipe: Recipe, for_text: bool) -> Kept:
     if for_text:
         plan = replace(plan, layers_skipped_for_visual=frozenset({layer.layer_number - 1}))
     shape = data.shape(plan)
-    items = next(iter(data.items(place, 0)))
+    reader = data.raw_items(place)
+    items = [reader.read(indices) for indices in data.micro_batches(0)]
     parts.step.forward_backward(data.step_input(plan, shape, items, place))
     text = data.own_text(plan, place)
     language = recipe.architecture.language
