@@ -92,7 +92,9 @@ def build_tower(
     """
     config = encoder_config(vision) if directory is None else _read_encoder_config(vision, directory)
     if directory is None or not read_weights:
-        with torch.random.fork_rng(devices=[]):
+        # The seed's draws are the CPU's. For nothing, 300 million numbers would take it seconds.
+        device = torch.device("cpu" if read_weights else torch.cuda.current_device())
+        with torch.random.fork_rng(devices=[]), device:
             torch.manual_seed(seed)
             encoder = AutoModel.from_config(config)
     else:

@@ -7,13 +7,16 @@ loader takes no part. The ways alternate step by step in one process group, over
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.distributed as dist
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_sts.config import Recipe, StageConfig
 from megatron_sts.data import IGNORED_LABEL, Batch, Encoded, RawItem, collate
+from megatron_sts.model.precision import fp8_settings
 from megatron_sts.parallel.device import device_name, has_gpu, peak_memory_bytes, reset_peak_memory, synchronize
 from megatron_sts.parallel.groups import Place, start_groups
 from megatron_sts.parallel.sequence import Ranges, padded_length, sample_multiple
@@ -56,7 +59,7 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
         runs[name] = Run([planner.plan(step) for step in comparison.steps(total_steps)], {})
 
     place = start_groups(recipe.parallel, recipe.seed)
-    stepper = Stepper(recipe, stage, total_steps, place)
+    stepper = Stepper(recipe, stage, total_steps, place, draws_weights=False)
     for warm_up in range(comparison.warm_up):
         for name, run in runs.items():
             say(f"warm-up {warm_up + 1}/{comparison.warm_up}: {name}, {stepper.time(run.plans[0])[0]:.3f} s")
@@ -84,29 +87,37 @@ def compare(recipe: Recipe, comparison: Comparison, say: Say) -> dict[str, objec
 
 
 class Stepper:
-    """Trains single steps of a stage on made-up samples."""
+    """Trains single steps of a stage on made-up samples.
 
-    def __init__(self, recipe: Recipe, stage: StageConfig, total_steps: int, place: Place):
-        self._recipe, self._stage, self._place = recipe, stage, place
+    draws_weights: whether the weights are those of the recipe's seed, which takes longer (train/loop.py).
+    """
+
+    def __init__(self, recipe: Recipe, stage: StageConfig, total_steps: int, place: Place, draws_weights: bool = True):
+        self._recipe, self.stage, self._place = recipe, stage, place
         self._images = int(stage.data.has_images)
-        self.parts = prepare_stage(recipe, stage, total_steps, Start(None, 0), place)
+        self.parts = prepare_stage(recipe, stage, total_steps, Start(None, 0), place, draws_weights)
         self._micro_batches = stage.batch.global_size // (stage.batch.micro * place.data_size)
         self._generator = torch.Generator().manual_seed(recipe.seed + place.data_rank)
+
+    @property
+    def precision(self) -> str:
+        """Of the coming steps."""
+        return self._recipe.precision
 
     def length(self, plan: StepPlan) -> int:
         """Padded sequence length of a step."""
         return padded_length(self._text_tokens() + self._images * plan.visual_tokens, self._recipe)
 
     def _text_tokens(self) -> int:
-        assert self._stage.data.text_tokens is not None
-        return self._stage.data.text_tokens
+        assert self.stage.data.text_tokens is not None
+        return self.stage.data.text_tokens
 
     def flops(self, plan: StepPlan) -> float:
         """FLOPs that a step executes, over the global batch."""
-        samples = self._stage.batch.global_size
+        samples = self.stage.batch.global_size
         return step_flops(
             self._recipe.architecture,
-            self._stage.trains,
+            self.stage.trains,
             rows=samples,
             images=samples * self._images,
             length=self.length(plan),
@@ -117,9 +128,12 @@ class Stepper:
             scored_tokens=plan.scored_tokens,
         ).total
 
-    def time(self, plan: StepPlan) -> tuple[float, int]:
-        """(seconds, peak memory in bytes) of one step, of the slowest and of the largest rank."""
-        given = self.step_input(plan)
+    def time(self, plan: StepPlan, samples: StepInput | None = None) -> tuple[float, int]:
+        """(seconds, peak memory in bytes) of one step, of the slowest and of the largest rank.
+
+        samples: of an earlier step with as many visual tokens and as long, to be trained on once more.
+        """
+        given = self.step_input(plan) if samples is None else replace(samples, plan=plan, text=self._text(plan))
         return self.timed(lambda: self.parts.step.run(given))
 
     def step_input(self, plan: StepPlan) -> StepInput:
@@ -127,14 +141,29 @@ class Stepper:
         length = self.length(plan)
         needs_data = self._place.first_stage or self._place.last_stage
         batches = list(self.batches(plan, length)) if needs_data else None
-        return StepInput(plan, batches, self._micro_batches, self._stage.batch.micro, length, text=self._text(plan))
+        return StepInput(plan, batches, self._micro_batches, self.stage.batch.micro, length, text=self._text(plan))
+
+    def take_precision(self, precision: Literal["bf16", "fp8"]) -> None:
+        """Run the products of the coming steps in this precision, of a model that was built for `fp8`.
+
+        Weights and modules are the same in both; the FP8 copies of the weights are dropped with `bf16`. Not for
+        `fp8_recipe: delayed`, whose scales would go by steps that they have not seen.
+        """
+        self._recipe = self._recipe.model_copy(update={"precision": precision})
+        wanted = fp8_settings(self._recipe).get("fp8")
+        for chunk in self.parts.chunks:
+            for module in chunk.modules():
+                if isinstance(getattr(module, "config", None), TransformerConfig):
+                    module.config.fp8 = wanted
+                if wanted is None and hasattr(module, "_fp8_workspaces"):
+                    module._fp8_workspaces.clear()
 
     def _text(self, plan: StepPlan) -> list[list[Ranges]] | None:
         """Where text is in the micro-batches of `batches`; None where no layer is skipped for visual tokens."""
         if not plan.layers_skipped_for_visual:
             return None
         start = self._images * plan.visual_tokens
-        return [[((start, start + self._text_tokens()),)] * self._stage.batch.micro] * self._micro_batches
+        return [[((start, start + self._text_tokens()),)] * self.stage.batch.micro] * self._micro_batches
 
     def timed(self, run: Callable[[], object]) -> tuple[float, int]:
         """As `time`, of whatever a step is on this rank."""
@@ -152,7 +181,7 @@ class Stepper:
 
     def batches(self, plan: StepPlan, length: int) -> Iterator[Batch]:
         """Micro-batches of random tokens and noise, one picture first where the stage has pictures."""
-        micro = self._stage.batch.micro
+        micro = self.stage.batch.micro
         for _ in range(self._micro_batches):
             yield self.batch([self._text_tokens()] * micro, [self._images] * micro, plan, length)
 

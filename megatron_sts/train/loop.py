@@ -58,10 +58,16 @@ class StageParts:
         return sharded_state(self.chunks, self.optimizer)
 
 
-def prepare_stage(recipe: Recipe, stage: StageConfig, total_steps: int, start: Start, place: Place) -> StageParts:
-    """Build the model, freeze and wrap it, load what the stage starts from."""
+def prepare_stage(
+    recipe: Recipe, stage: StageConfig, total_steps: int, start: Start, place: Place, draws_weights: bool = True
+) -> StageParts:
+    """Build the model, freeze and wrap it, load what the stage starts from.
+
+    draws_weights: whether fresh weights are those of the recipe's seed, alike in every layout. They are drawn on the
+    CPU, 150 million a second; without them the weights are the ones that the modules were built with.
+    """
     groups = group_collection()
-    chunks = build_chunks(recipe, groups, draw_weights=start.checkpoint is None)
+    chunks = build_chunks(recipe, groups, draw_weights=draws_weights and start.checkpoint is None)
     freeze(chunks, stage.trains)
     if start.checkpoint is not None and not start.resumes:
         load_checkpoint(start.checkpoint, chunks)

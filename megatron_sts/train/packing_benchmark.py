@@ -51,7 +51,7 @@ def measure_packing(recipe: Recipe, comparison: Comparison, say: Say) -> dict[st
     with keys_of_stage(stage.name):
         runs = {name: _Run(StageData(*_with_packing(recipe, stage, packing))) for name, packing in _WAYS.items()}
     total = runs["packed"].data.total_steps
-    stepper = Stepper(recipe, stage, total, place)
+    stepper = Stepper(recipe, stage, total, place, draws_weights=False)
     # A short stage has fewer steps than were asked for.
     steps = list(dict.fromkeys(comparison.steps(total)))
     for _ in range(comparison.warm_up):

@@ -5,9 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+from megatron_sts.parallel.device import has_gpu
 
 # The first that fits counts: attention kernels are built from products too, and products from copies.
 KINDS = {
@@ -39,12 +40,12 @@ class Kernel:
 
 def activities() -> list[ProfilerActivity]:
     """What to record on this machine."""
-    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if has_gpu() else [])]
 
 
 def kernels_of(recorded: profile) -> list[Kernel]:
     """The kernels of a profile, the longest first."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = has_gpu()
     found: dict[str, list[float]] = defaultdict(list)
     for event in recorded.events():
         if on_gpu and event.device_type == DeviceType.CUDA and not event.is_user_annotation:
@@ -58,6 +59,12 @@ def kernels_of(recorded: profile) -> list[Kernel]:
 def products(kernels: Iterable[Kernel]) -> int:
     """How many matrix products ran."""
     return sum(kernel.count for kernel in kernels if kernel.kind == "matrix product")
+
+
+def synchronisations(recorded: profile) -> int:
+    """How often the host waited for the device; on a CPU how often it read a number, for which it would."""
+    waiting = r"^cuda(Device|Stream|Event)Synchronize$" if has_gpu() else r"^aten::_local_scalar_dense$"
+    return sum(1 for event in recorded.events() if re.search(waiting, event.name))
 
 
 def times_text(title: str, kernels: list[Kernel], seconds: float, shown: int = 40) -> str:

@@ -1,104 +1,106 @@
 #!/usr/bin/env bash
-# Every check and benchmark that needs a GPU, on a machine that has one:
+# Everything that needs a GPU, on a machine that has one:
 #
-#     bash tests/gpu/run.sh [part ...] [-- key=value ...]      all parts, in this order, without a name
+#     bash tests/gpu/run.sh slot                            what is worth most, in 420 s
+#     bash tests/gpu/run.sh slot --rehearse                 the same on a CPU, over reference kernels, at tiny sizes
+#     bash tests/gpu/run.sh PART ... [-- key=value ...]     some parts, each within its own limit; all without a name
 #
-#   quick      some steps in each precision, with skipped layers, saved and gone on with; what is installed
-#   bf16, fp8  the benchmark's two stages, dense and sparse side by side: results.json, table.md
-#   training   padding, frozen parts and their kernels, memory, two ranks on one GPU
-#   losses     FP8 against bf16 over 300 steps
-#   repeats    a run again, and a stopped run gone on with, bitwise
-#   linear     step time against the layers skipped
-#   profile    where the time of a step goes, for each goal that bf16 and fp8 have missed: profile_*.txt
+# `slot` runs these, in order of worth; each is ended at its limit, and what it has found by then is kept:
 #
-# A part is ended after PART_TIMEOUT seconds (540), so that it fits a slot of 10 minutes; what it has found by then is
-# kept. Results go to $OUT, runs/gpu where it is not set: PART.log, PART.xml of the checks, and those named above.
-# Overrides after -- change the benchmark's recipe, as in `-- model.architecture.language.layers=12`. An H200 takes its
-# 16 layers, a device of less than 100 GB 8.
+#   first      go or no-go: steps in bf16, each FP8 recipe and fp32 against the CPU's in fp32; skipped, packed, recomputed,
+#              saved and resumed; which attention ran, whether fusions are compiled
+#   speed      both stages at 7B shapes: dense, STS, FP8, both, step by step in turn; goals
+#   waits      how often the host waits in a step, and where; a step under the profiler
+#   losses     FP8 against bf16 over 300 steps of a small model, side by side with
+#   ranks      two ranks on one GPU: tensor with sequence parallelism, pipeline
+#   host       what a layer costs the host
+#   lengths    what a new sequence length costs
+#   study      examples/study on SmolLM2, where examples/smollm2 has made its data and weights (MEGATRON_STS_STUDY=DIR)
+#
+# Without a name there follow
+#
+#   checks     padding, frozen parts and their kernels, memory over 500 steps
+#   repeats    a run again, and a stopped run resumed, bitwise
+#   linear     step time against the layers that are skipped
+#
+# Results go to $OUT, runs/gpu where it is not set, six files: slot.log; results.jsonl, a line for everything found, when
+# it is found; summary.md, written anew after every part; profile.txt and trace.json.gz; versions.txt.
+# Overrides after -- change the timed recipe (examples/benchmark_h200).
 # WHEELS=DIR: a machine without network, whose Python has torch: what DIR holds is put in front of it, in .site.
+# MEGATRON_STS_NCCL=FILE: the libnccl.so.2 that `ranks` takes, 2.30 or newer; DIR/libnccl.so.2.xz is unpacked for it.
 set -euo pipefail
+began=$(date +%s)
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 cd -- "$root"
-out=${OUT:-runs/gpu}
-mkdir -p -- "$out"
-all=(quick bf16 fp8 training losses repeats linear profile)
+export OUT=${OUT:-runs/gpu}
+mkdir -p -- "$OUT"
 
-parts=() overrides=()
-while [ $# -gt 0 ]; do
-    case " ${all[*]} " in
-        *" $1 "*) parts+=("$1") ;;
-        *)
-            [ "$1" = -- ] || {
-                printf 'error: %s is no part; give some of %s\n' "$1" "${all[*]}" >&2
-                exit 2
-            }
-            shift
-            overrides=("$@")
-            break
-            ;;
-    esac
-    shift
+rehearses=
+for word in "$@"; do
+    [ "$word" != -- ] || break
+    [ "$word" != --rehearse ] || rehearses=yes
 done
-[ ${#parts[@]} -gt 0 ] || parts=("${all[@]}")
 
-if [ -n "${WHEELS:-}" ]; then
-    if [ ! -e .site/installed ]; then
-        python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target .site "$WHEELS"/*.whl
-        touch .site/installed
+if [ -n "$rehearses" ]; then
+    [ -n "${VIRTUAL_ENV:-}" ] || source scripts/environment.sh
+    if [ ! -d "$VIRTUAL_ENV/transformer_engine" ]; then
+        echo "error: $VIRTUAL_ENV has no transformer_engine; bash tests/run.sh installs it; nothing was run" >&2
+        exit 2
     fi
-    export PYTHONPATH=$root/.site:$root
-    python=python3
-elif python3 -c 'import torch, megatron.core, transformer_engine.pytorch, pytest' 2>/dev/null; then
-    # An image that has all: nothing is installed.
-    export PYTHONPATH=$root
-    python=python3
-else
-    source scripts/environment.sh
+    export PYTHONPATH=$root:$VIRTUAL_ENV/transformer_engine PYTHONWARNINGS=ignore
+    # Ranks share the cores, and compiling would take longer than it saves.
+    export CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=1 TORCH_COMPILE_DISABLE=1
     python=python
-fi
-if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo 'error: torch finds no CUDA device here; nothing was run' >&2
-    exit 2
-fi
-# Found out now and named, not part by part. The reason tells a package that is missing from one that does not load.
-"$python" - <<'PYTHON' || exit 2
-import importlib
+else
+    if ! nvidia-smi -L 2>/dev/null | grep '^GPU' >/dev/null; then
+        echo 'error: nvidia-smi finds no GPU here; nothing was run (--rehearse runs on a CPU)' >&2
+        exit 2
+    fi
+    if [ -n "${WHEELS:-}" ]; then
+        if [ -e "$WHEELS/libnccl.so.2.xz" ] && [ -z "${MEGATRON_STS_NCCL:-}" ]; then
+            export MEGATRON_STS_NCCL=$root/.site/nccl/libnccl.so.2
+            mkdir -p -- .site/nccl
+            # Beside everything else: it takes some seconds, and `ranks` comes late.
+            python3 - "$WHEELS/libnccl.so.2.xz" "$MEGATRON_STS_NCCL" <<'PYTHON' &
+import lzma
+import os
+import shutil
 import sys
-
-import torch
-
-needed = "megatron.core transformer_engine.pytorch transformers omegaconf pydantic PIL rich psutil pytest".split()
-failed = []
-for name in needed:
-    try:
-        importlib.import_module(name)
-    except Exception as error:
-        failed.append(f"{name} ({type(error).__name__}: {error})")
-if failed:
-    sys.exit(f"error: {sys.executable} with torch {torch.__version__} cannot import {'; '.join(failed)}; nothing was run")
+packed, library = sys.argv[1:]
+with lzma.open(packed) as source, open(library + ".partial", "wb") as target:
+    shutil.copyfileobj(source, target)
+os.rename(library + ".partial", library)
 PYTHON
-# One queue, so that communication starts before the product that it overlaps.
-export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
-# Sequence lengths change from step to step: blocks that grow leave less between them unused.
-export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
-"$python" docker/versions.py gpu 2>&1 | tee "$out/versions.txt" || true
-nvidia-smi >>"$out/versions.txt" 2>&1 || true
-
-failed=()
-for part in "${parts[@]}"; do
-    echo "== $part ($(date +%H:%M:%S))"
-    case $part in
-        quick | training | losses | repeats)
-            command=(-m pytest "tests/gpu/test_$part.py" -p no:cacheprovider -v -rs "--junitxml=$out/$part.xml")
-            ;;
-        *) command=(-m tests.gpu.benchmark --part "$part" --output "$out" "${overrides[@]}") ;;
-    esac
-    # An interrupt, at which pytest still writes down what has passed.
-    timeout --signal=INT --kill-after=30 "${PART_TIMEOUT:-540}" "$python" "${command[@]}" 2>&1 |
-        tee "$out/$part.log" || failed+=("$part")
-done
-if [ ${#failed[@]} -gt 0 ]; then
-    echo "failed: ${failed[*]}; results in $out" >&2
-    exit 1
+        fi
+        if [ ! -e .site/installed ]; then
+            python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target .site "$WHEELS"/*.whl
+            touch .site/installed
+        fi
+        export PYTHONPATH=$root/.site:$root
+        python=python3
+    elif python3 - <<'PYTHON' 2>/dev/null; then
+import sys
+from importlib.util import find_spec
+sys.exit(not all(map(find_spec, ("torch", "megatron.core", "transformer_engine", "transformers", "omegaconf", "pydantic"))))
+PYTHON
+        # An image that has all: nothing is installed.
+        export PYTHONPATH=$root
+        python=python3
+    else
+        source scripts/environment.sh
+        export PYTHONPATH=$root
+        python=python
+    fi
+    # What the test suite sets for CPU ranks; training on a GPU compiles its small fusions.
+    unset TORCH_COMPILE_DISABLE OMP_NUM_THREADS
+    # One queue, so that communication starts before the product that it overlaps.
+    export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
+    # Sequence lengths change from step to step: blocks that grow leave less between them unused.
+    export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+    {
+        git log -1 --format='commit %H' 2>/dev/null || true
+        nvidia-smi
+    } >"$OUT/versions.txt" 2>&1 || true
 fi
-echo "passed: ${parts[*]}; results in $out"
+exec > >(tee "$OUT/slot.log") 2>&1
+exec "$python" -u -m tests.gpu.runner --began "$began" "$@"

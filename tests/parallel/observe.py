@@ -138,7 +138,7 @@ def pieces_of(chunks: list[MultimodalModel], gradients: bool) -> list[Piece]:
             part.global_shape,
             part.global_offset,
             part.prepend_axis_num,
-            part.data.detach().to(torch.float64).numpy().copy(),
+            part.data.detach().to("cpu", torch.float64).numpy().copy(),
         )
         for part in _parts(chunks, gradients)
     ]

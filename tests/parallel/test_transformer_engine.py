@@ -54,19 +54,13 @@ def test_its_attention_trains_in_bf16_in_every_layout_and_packed(tmp_path):
     assert found["plain"] > 0
 
 
-def test_fp8_trains_skips_resumes_and_spares_frozen_weights(tmp_path):
+def test_fp8_trains_in_layouts_and_spares_frozen_weights(tmp_path):
     for recipe, found in _trained("in_fp8", tmp_path).items():
         # FP8 keeps 3 or 4 bits. Under tensor parallelism each rank scales its own part of a matrix.
         assert 1e-4 < found["from_bf16"] < 0.05, (recipe, found)
         assert found["tp2_sp"] < 0.03, (recipe, found)
         # Delayed scaling goes by what came before, which a pipeline meets in another order.
         assert found["pp2"] < (0.03 if recipe == "delayed" else 1e-6), (recipe, found)
-        steps, padded = found["quick"], found["padding"]
-        assert f"fp8 ({recipe})" in steps["runs_on"] and "Adam of transformer_engine" in steps["runs_on"]
-        assert steps["again"] == pytest.approx(steps["losses"], rel=1e-7) and steps["moved"] and steps["still"]
-        # A row of padding has a part in a tensor's largest value, by which it is scaled; in other rows' blocks, none.
-        limit = 1e-6 if recipe == "blockwise" else 0.15
-        assert padded["gradient"] < limit < padded["gradient_of_others"], (recipe, padded)
         # Four products in each of four layers, for each of two micro-batches.
         assert (found["frozen"]["products"], found["trained"]["products"]) == (0, 4 * 4 * 2)
         for stage in ("frozen", "trained"):

@@ -6,8 +6,6 @@ Prints one json object. A process of its own, which imports megatron-core where 
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,24 +16,19 @@ from tests.reference_kernels.install import install
 
 install()
 
-from megatron.core import optimizer
-from megatron.core.optimizer import clip_grads
-from megatron.core.utils import local_multi_tensor_scale
-
 from megatron_sts.config import Recipe
 from megatron_sts.model import precision, specs, transformer_config
 from megatron_sts.parallel.groups import start_groups
 from megatron_sts.planning.memory import fp8_weight_bytes
 from megatron_sts.sts import StagePlanner
 from megatron_sts.train.benchmark import Stepper
-from megatron_sts.train.stages import train
-from tests.gpu.inside import padding, quick
-from tests.gpu.recipes import LANGUAGE, losses, recipe_of
-from tests.gpu.test_losses import STEPS, means
+from tests.gpu.losses import keep, train_precision
+from tests.gpu.slot import Slot
 from tests.parallel.kept_activations import kept_activations
 from tests.parallel.observe import Observation, assert_same, observe
+from tests.plain import plain
 from tests.ranks import run_ranks
-from tests.tiny import ARCHITECTURE, tiny_data, tiny_recipe, tiny_tokenizer
+from tests.tiny import ARCHITECTURE, tiny_recipe
 
 STS = {
     "tune__skip": [
@@ -44,6 +37,7 @@ STS = {
     ],
     "tune__compress": {"keep_ratio": 0.5},
 }
+WIDE = {"hidden_size": 256, "ffn_hidden_size": 512, "attention_heads": 4, "query_groups": 4}
 SMOOTH = {"optimizer": {"epsilon": 1e-2, "weight_decay": 0.1}}
 FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {"family": "phi", "query_groups": 4, "partial_rotary_factor": 0.5},
@@ -69,7 +63,7 @@ def exactly(root: Path) -> dict[str, Any]:
     for module in (specs, transformer_config):
         module.uses_transformer_engine = lambda dtype: precision.has_transformer_engine()
     one = observe(_recipe(root), "tune", 1)
-    with _plain():
+    with plain():
         assert_same(one, observe(_recipe(root), "tune", 1))
     for ranks, parallel in (LAYOUTS[name] for name in ("tp2_sp", "pp2_vp2", "dp2")):
         assert_same(observe(_recipe(root, parallel=parallel), "tune", ranks), one)
@@ -92,7 +86,7 @@ def in_bf16(root: Path) -> dict[str, Any]:
     """How far losses and gradient norms are from those of one process with Transformer Engine, with its attention."""
     changes = {"precision": "bf16"}
     one = observe(_recipe(root, **changes), "tune", 1)
-    with _plain():
+    with plain():
         found = {"plain": _distance(observe(_recipe(root, **changes), "tune", 1), one)}
     for name, (ranks, parallel) in LAYOUTS.items():
         found[name] = _distance(observe(_recipe(root, parallel=parallel, **changes), "tune", ranks), one)
@@ -124,7 +118,7 @@ def _kept_of_layers(root: Path) -> float:
 def in_fp8(root: Path) -> dict[str, Any]:
     """Of each way to scale: distances from bf16 and of layouts from one process, and what tests/gpu asks of a GPU."""
     # Every size a multiple of 128 on each of two ranks, as blockwise asks.
-    architecture = {**ARCHITECTURE, "language": ARCHITECTURE["language"] | LANGUAGE | {"layers": 4}}
+    architecture = {**ARCHITECTURE, "language": ARCHITECTURE["language"] | WIDE}
     wide: dict[str, Any] = {"model__architecture": architecture}
     for stage in ("align", "tune"):
         wide |= {f"{stage}__data": {"text_tokens": 20}, f"{stage}__batch": {"global": 4, "micro": 2}}
@@ -142,27 +136,16 @@ def in_fp8(root: Path) -> dict[str, Any]:
     return found
 
 
-def losses_in_fp8(root: Path) -> dict[str, Any]:
+def losses_in_fp8(root: Path) -> None:
     """Means of 50 losses over 300 steps in bf16 and each FP8 recipe, as tests/gpu compares them. Takes 10 minutes."""
-    tiny_data(root, records=8 * STEPS)
-    tiny_tokenizer(root / "tokenizer")
-    found = {}
-    for name in ("bf16", "tensorwise", "delayed", "blockwise"):
-        changes = {} if name == "bf16" else {"precision": "fp8", "fp8_recipe": name}
-        recipe = recipe_of(root, name, STEPS, length_rounding=1, **changes)
-        recipe = recipe.model_copy(update={"stages": (recipe.stage("tune"),)})
-        run_ranks(1, train, recipe, timeout=900.0)
-        found[name] = means(losses(recipe))
-    return found
+    slot = Slot(root, root)
+    for name in slot.size.precisions:
+        run_ranks(1, train_precision, slot, name, timeout=900.0)
+    keep(slot)
 
 
 def _looked_into(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "quick": quick(recipe, 2),
-        "padding": padding(recipe, 2),
-        "frozen": _dense_step(recipe, "align"),
-        "trained": _dense_step(recipe, "tune"),
-    }
+    return {"frozen": _dense_step(recipe, "align"), "trained": _dense_step(recipe, "tune")}
 
 
 def _dense_step(recipe: Recipe, stage: str) -> dict[str, int]:
@@ -190,17 +173,6 @@ def _dense_step(recipe: Recipe, stage: str) -> dict[str, int]:
         "kept_bytes": sum(tensor.numel() for tensor in kept),
         "planned_bytes": fp8_weight_bytes(recipe, 0),
     }
-
-
-@contextmanager
-def _plain() -> Iterator[None]:
-    """As where there is no Transformer Engine: also optimiser and clipping, which were chosen at import."""
-    with (
-        patch.object(precision, "has_gpu", lambda: False),
-        patch.object(optimizer, "USING_PYTORCH_OPTIMIZER", True),
-        patch.object(clip_grads, "multi_tensor_scale_impl", local_multi_tensor_scale),
-    ):
-        yield
 
 
 def _recipe(root: Path, **changes: Any) -> Recipe:

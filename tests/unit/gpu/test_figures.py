@@ -2,13 +2,27 @@
 
 import pytest
 
-from tests.gpu.benchmark import report
-from tests.gpu.figures import Row, combined, determination, missed, rows_of, table, to_profile, two_stages
+from tests.gpu.figures import GOALS, Row, combined, determination, rows_of, table, two_stages
 from tests.gpu.kernels import Kernel, products, times_text
 
 
 def row(stage: str, setting: str, precision: str, seconds: float, samples: int = 10) -> Row:
-    return Row(stage, setting, precision, seconds, samples, 98.9e12 * seconds, 2.0**30, None)
+    return Row(stage, setting, precision, seconds, samples, 98.9e12 * seconds, 2.0**30, 0.0, 1)
+
+
+def step(stage: str, setting: str, precision: str, seconds: float, flops: float = 1e15, skipped: int = 0):
+    return {
+        "part": "speed",
+        "name": "step",
+        "stage": stage,
+        "setting": setting,
+        "precision": precision,
+        "seconds": seconds,
+        "flops": flops,
+        "memory": 2**30,
+        "samples": 32,
+        "layers_skipped": skipped,
+    }
 
 
 def test_utilisation_is_of_the_peak():
@@ -28,65 +42,46 @@ def test_the_combined_factor_is_against_dense_bf16_and_left_out_where_a_part_is_
     rows += [row("align", "144 tokens", "fp8", 0.25), row("tune", "alpha 0.5", "fp8", 0.5)]
     # (558128 + 665298) / (558128 / 4 + 665298 / 2)
     assert combined(rows, "STS, FP8: 144 tokens, alpha 0.5") == pytest.approx(1_223_426 / 472_181)
-    assert combined(rows, "STS, FP8: 36 tokens, alpha 1") is None
+    assert combined(rows, "STS, FP8: 36 tokens, then alpha 1 and 144 tokens") is None
 
 
-def test_goals_are_judged_where_they_were_measured_and_say_what_to_profile():
-    assert missed([]) == []
-    rows = [
-        # 50% and 40% of 989 TFLOP/s.
-        Row("align", "dense", "bf16", 1.0, 10, 494.5e12, 2.0**30, None),
-        Row("tune", "dense", "bf16", 1.0, 10, 395.6e12, 2.0**30, None),
-        Row("tune", "dense", "fp8", 0.85, 10, 395.6e12, 2.0**30, None),
-        Row("tune", "alpha 0.5", "bf16", 0.8, 10, 300e12, 2.0**30, 0.89),
-        Row("tune", "alpha 1.0", "bf16", 0.7, 10, 300e12, 2.0**30, 0.91),
+def test_a_row_takes_the_median_of_steps_that_ran_as_many_layers_and_the_mean_over_all():
+    records = [step("tune", "dense", "bf16", seconds) for seconds in (2.0, 9.0, 2.0)]
+    records += [step("tune", "alpha 0.5", "bf16", seconds, 8e14, skipped=4) for seconds in (1.0, 1.2, 1.6)]
+    records += [step("tune", "alpha 0.5", "bf16", seconds, 6e14, skipped=8) for seconds in (0.8, 0.8, 5.0)]
+    # Warm-ups and other parts do not count.
+    records += [records[0] | {"name": "warm-up", "seconds": 100.0}, records[0] | {"part": "linear", "seconds": 100.0}]
+    dense, sparse = rows_of(records)
+    assert (dense.step_time_s, dense.retained, dense.steps) == (2.0, None, 3)
+    # The mean of 1.2 and 0.8; half of the time is saved, and three tenths of the FLOPs.
+    assert (sparse.step_time_s, sparse.layers_skipped, sparse.steps) == (1.0, 6.0, 6)
+    assert sparse.retained == pytest.approx(0.5 / 0.3)
+    assert sparse.samples_per_second == 32
+
+
+def test_goals_are_judged_where_they_were_measured():
+    # 50% and 40% of 989 TFLOP/s; FP8 1.2 and sparsity 2.6 times as fast.
+    records = [
+        step("align", "dense", "bf16", 1.0, 494.5e12),
+        step("align", "144 tokens", "bf16", 1 / 2.6, 200e12),
+        step("tune", "dense", "bf16", 1.0, 395.6e12),
+        step("tune", "dense", "fp8", 1 / 1.2, 395.6e12),
     ]
-    assert [goal.name for goal in missed(rows)] == [
-        "tune: dense bf16, share of 989 TFLOP/s",
-        "tune: FP8 over bf16, dense",
-        "retained saving of skipping, alpha 0.5",
-    ]
-    assert to_profile(rows) == [("tune", "dense", "bf16"), ("tune", "dense", "fp8"), ("tune", "alpha 0.5", "bf16")]
-    assert "| tune: FP8 over bf16, dense | 1.25 | 1.176 | missed |" in table(rows, 1e15)
-    assert "| align: dense bf16, share of 989 TFLOP/s | 0.45 | 0.500 |  |" in table(rows, 1e15)
+    text = table(rows_of(records), 1e15)
+    assert "| align: dense bf16, share of 989 TFLOP/s | 0.45 | 0.500 |  |" in text
+    assert "| tune: dense bf16, share of 989 TFLOP/s | 0.45 | 0.400 | missed |" in text
+    assert "| align: 144 of 576 tokens over dense, bf16 | 2.5 | 2.600 |  |" in text
+    # 0.615 of the time over 0.596 of the FLOPs.
+    assert "| align: retained saving, 144 tokens, bf16 | 0.95 | 1.033 |  |" in text
+    assert "| tune: FP8 over bf16, dense | 1.25 | 1.200 | missed |" in text
+    assert "| align: FP8 over bf16, dense | 1.25 |  | not run |" in text
+    assert table([], None).count("not run") == len(GOALS)
 
 
 def test_a_straight_line_has_a_determination_of_one():
     assert determination([0, 1, 2, 3], [4, 3, 2, 1]) == pytest.approx(1)
     # Sums of squares 5 and 2.75 about the means, of products 2.5.
     assert determination([0, 1, 2, 3], [0, 2, 1, 2]) == pytest.approx(2.5**2 / (5 * 2.75))
-
-
-def result(stage: str, seconds: dict[str, float], skipped: dict[str, float] | None = None):
-    runs = {
-        name: {
-            "flops": 1e15,
-            "peak_memory_bytes": 2**30,
-            "retained_saving": None if name == "dense" else 0.9,
-            "layers_skipped": (skipped or {}).get(name, 0.0),
-            "step_time_s": time,
-        }
-        for name, time in seconds.items()
-    }
-    return {"stage": stage, "samples": 32, "runs": runs, "runs_on": "H", "layers": 16}
-
-
-def test_a_result_gives_a_row_for_each_setting():
-    dense, sparse = rows_of(result("tune", {"dense": 2.0, "alpha 0.5": 1.0}), "bf16")
-    assert (dense.setting, dense.retained, dense.samples_per_second) == ("dense", None, 16)
-    assert (sparse.setting, sparse.retained, sparse.samples_per_second) == ("alpha 0.5", 0.9, 32)
-
-
-def test_the_report_has_the_stages_and_the_line_through_the_skipped_layers():
-    line = {"dense": 2.0, "constant 0.25": 1.75, "constant 0.5": 1.5}
-    skipped = {"constant 0.25": 2.0, "constant 0.5": 4.0}
-    measured = {
-        "tune|bf16": result("tune", {"dense": 2.0, "alpha 0.5": 1.0}),
-        "linear|bf16": result("tune", line, skipped),
-    }
-    text = report({"measured": measured, "ceiling": 788e12})
-    assert text.count("| dense |") == 1 and "constant" not in text
-    assert "R² = 1.0000" in text and "788 TFLOP/s" in text and text.endswith("H; 16 layers")
 
 
 def test_kernels_are_known_by_their_kind():
