@@ -1,4 +1,4 @@
-"""Shows that everything that tests/gpu runs on a GPU starts, writes and ends in time, over reference kernels on a CPU."""
+"""Shows that all that tests/gpu runs on a GPU starts, writes and ends in time, over reference kernels on a CPU."""
 
 import multiprocessing
 import os
