@@ -30,7 +30,8 @@ _STS = {
 # Adam makes a step of any gradient's sign; this large an epsilon makes one of its size.
 _SMOOTH = {"optimizer": {"epsilon": 1e-2}}
 _KINDS: dict[str, dict[str, Any]] = {"dense": {}, "STS": _STS}
-_STEPS = 2
+# Later steps start from weights that were rounded differently.
+_STEPS = 1
 _VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bf16": ("dense", "bf16", {}),
     "FP8 tensorwise": ("dense", "tensorwise", {}),
@@ -42,9 +43,9 @@ _VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "FP8 blockwise": ("dense", "blockwise", {}),
 }
 """By name: what it is compared with, the precision, and what else its recipe has."""
-_TOLERANCES = {"fp32": (1e-5, 1e-3), "bf16": (1e-2, 0.06), "fp8": (2e-2, 0.3)}
-"""Of losses, relative, and of the gradients' distance over their length. Rounding, three times what it is over the
-reference kernels at this size."""
+_TOLERANCES = {"fp32": (1e-5, 1e-4), "bf16": (2e-3, 0.04), "fp8": (3e-2, 0.5)}
+"""Of the loss, relative, and of the gradients' distance over their length. Over the reference kernels, at this size:
+bf16 4e-4 and 0.013, FP8 1.3e-2 (blockwise) and 0.25 (delayed, which has no scale yet)."""
 
 
 def on_cpu(slot: Slot) -> None:
@@ -88,18 +89,18 @@ def on_device(slot: Slot) -> None:
 def compare(
     slot: Slot, part: str, name: str, found: Observation, expected: Observation, tolerances: tuple[float, float]
 ) -> None:
-    """Check losses and the first step's gradients."""
-    losses = np.abs(np.array(found.losses) / np.array(expected.losses) - 1)
+    """Check the loss and the gradients of the first step."""
+    loss_off = abs(found.losses[0] / expected.losses[0] - 1)
     pairs = [(found.gradients[key] - gradient, gradient) for key, gradient in expected.gradients.items()]
     difference, length = (np.sqrt(sum(np.square(one).sum() for one in parts)) for parts in zip(*pairs, strict=True))
     distance = float(difference / length)
     slot.check(
         part,
         name,
-        bool(losses.max() <= tolerances[0] and distance <= tolerances[1] and found.skipped == expected.skipped),
+        bool(loss_off <= tolerances[0] and distance <= tolerances[1] and found.skipped == expected.skipped),
         loss=found.losses[0],
         expected_loss=expected.losses[0],
-        loss_off=float(losses.max()),
+        loss_off=loss_off,
         gradient_off=distance,
         tolerances=tolerances,
     )

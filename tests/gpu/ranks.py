@@ -29,9 +29,9 @@ _LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"tune__skip": {"alpha": 0.6, "epsilon": 0.4, "selection": "independent"}},
     ),
 }
-_STEPS = 2
-# Of bf16, where sums are taken in other orders; over the reference kernels a third of it.
-_TOLERANCES = (1e-2, 0.06)
+_STEPS = 1
+# Of bf16, where sums are taken in other orders.
+_TOLERANCES = (4e-3, 0.04)
 
 
 def one(slot: Slot) -> None:

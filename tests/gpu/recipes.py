@@ -36,7 +36,7 @@ def data_of(slot: Slot) -> Path:
     with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "tokenizer").is_dir():
-            # As many records as the steps see: of fewer, learnt by heart, the loss goes to zero and has no 2 %.
+            # As many records as the steps see: of fewer, learned by heart, the loss goes to zero and has no 2 %.
             tiny_data(root, records=max(24, 8 * slot.size.loss_steps))
             tiny_tokenizer(root / "tokenizer")
     return root

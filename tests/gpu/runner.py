@@ -63,7 +63,7 @@ def run(groups: list[tuple[str, ...]], slot: Slot, seconds: float) -> int:
     signal.signal(signal.SIGTERM, stop)
     try:
         for group in groups:
-            limit = min(slot.size.limit or float("inf"), max(PARTS[part].limit for part in group))
+            limit = max(PARTS[part].limit for part in group)
             left = min(limit, seconds - slot.seconds())
             if left <= 0:
                 for part in group:

@@ -19,7 +19,7 @@ class Size:
     them in which products are counted by the profiler, and whole runs are repeated.
     loss_steps: of each run whose losses are compared. plans, repeats, warm_up: of what is timed. lengths: how many
     lengths are met for the first time. held_steps: after which memory must not have grown. product: side of the
-    matrices whose product is timed. limit: seconds of a part, at most, over those of the part itself.
+    matrices whose product is timed.
     """
 
     checked: Mapping[str, int]
@@ -35,7 +35,6 @@ class Size:
     lengths: int
     held_steps: int
     product: int
-    limit: float | None = None
 
 
 _PRECISIONS = {
@@ -75,7 +74,6 @@ SIZES = {
         2,
         5,
         64,
-        limit=30.0,
     ),
 }
 """By name: what a GPU runs, and what shows on a CPU that it would."""

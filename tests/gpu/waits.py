@@ -53,7 +53,8 @@ def waits(slot: Slot) -> None:
         synchronisations=synchronisations(recorded),
         longest=[[kernel.name[:100], kernel.count, kernel.seconds] for kernel in kernels[:_SHOWN]],
     )
-    title = f"tune, {len(samples.plan.skipped_layers)} of {layers} layers skipped, bf16: a step of {seconds:.4f} s, profiled"
+    skipped = len(samples.plan.skipped_layers)
+    title = f"tune, {skipped} of {layers} layers skipped, bf16: a step of {seconds:.4f} s, profiled"
     (slot.out / "profile.txt").write_text(times_text(title, kernels, seconds, _SHOWN) + "\n")
     # Beside, so that a trace that is there is whole.
     trace = slot.scratch / "trace.json.gz"

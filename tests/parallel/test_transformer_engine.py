@@ -61,6 +61,9 @@ def test_fp8_trains_in_layouts_and_spares_frozen_weights(tmp_path):
         assert found["tp2_sp"] < 0.03, (recipe, found)
         # Delayed scaling goes by what came before, which a pipeline meets in another order.
         assert found["pp2"] < (0.03 if recipe == "delayed" else 1e-6), (recipe, found)
+        if recipe != "delayed":
+            built, taken = found["in_turn"]
+            assert built == taken and built[0] != built[1], (recipe, found)
         # Four products in each of four layers, for each of two micro-batches.
         assert (found["frozen"]["products"], found["trained"]["products"]) == (0, 4 * 4 * 2)
         for stage in ("frozen", "trained"):

@@ -76,7 +76,7 @@ def exactly(root: Path) -> dict[str, Any]:
 
 def _exactly_of_family(root: Path, changes: dict[str, Any]) -> None:
     one = observe(_recipe(root, **changes), "tune", 1, steps=2)
-    with _plain():
+    with plain():
         assert_same(one, observe(_recipe(root, **changes), "tune", 1, steps=2))
     ranks, parallel = LAYOUTS["tp2_sp"]
     assert_same(observe(_recipe(root, parallel=parallel, **changes), "tune", ranks, steps=2), one)
@@ -145,7 +145,23 @@ def losses_in_fp8(root: Path) -> None:
 
 
 def _looked_into(recipe: Recipe) -> dict[str, Any]:
-    return {"frozen": _dense_step(recipe, "align"), "trained": _dense_step(recipe, "tune")}
+    found: dict[str, Any] = {"frozen": _dense_step(recipe, "align"), "trained": _dense_step(recipe, "tune")}
+    return found if recipe.fp8_recipe == "delayed" else found | {"in_turn": _in_turn(recipe)}
+
+
+def _in_turn(recipe: Recipe) -> list[list[float]]:
+    """Losses in bf16 and FP8, by models that were built for each, and by one that takes them in turn."""
+    steppers, samples, built = [], [], []
+    for kind in ("bf16", "fp8"):
+        one = recipe.model_copy(update={"precision": kind})
+        steppers.append(Stepper(one, one.stage("tune"), 1, start_groups(one.parallel, one.seed)))
+        samples.append(steppers[-1].step_input(StagePlanner(one, one.stage("tune"), 1, 1).dense_plan(0)))
+        built.append(steppers[-1].parts.step.forward_backward(samples[-1]).loss)
+    taken = []
+    for kind, given in zip(("bf16", "fp8"), samples, strict=True):
+        steppers[-1].take_precision(kind)
+        taken.append(steppers[-1].parts.step.forward_backward(given).loss)
+    return [built, taken]
 
 
 def _dense_step(recipe: Recipe, stage: str) -> dict[str, int]:
