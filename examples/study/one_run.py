@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,15 +16,15 @@ from typing import Any
 
 import yaml
 from models import EXAMPLES, MODELS, Arm, Model, arm_recipe, arms_of, probe_recipe, root, start_recipe
-from results import read_lines
 from seven_b import saved_of_7b
 
-from megatron_sts.config import METRICS_FILE, Recipe, checkpoints_of_stage, load_recipe, step_of
-from megatron_sts.evaluation import evaluate
+from megatron_sts.config import Recipe, load_recipe, step_of
 from megatron_sts.hf import export_checkpoint
 from megatron_sts.train.stages import train
 
-sys.path.append(str(EXAMPLES / "smollm2"))
+sys.path += [str(EXAMPLES), str(EXAMPLES / "smollm2")]
+from common.questions import read_rows
+from common.runs import ask, last_checkpoint, metrics, probe
 from image_worth import image_worth
 
 # Steps whose mean loss is told.
@@ -77,16 +76,16 @@ def begun(model: Model, size: str, arm: Arm, overrides: Sequence[str]) -> Path:
     found = sorted((recipe.output_dir / "checkpoints").glob(f"{stage.name}-*"))
     if not found or step_of(found[-1]) != stage.steps:
         train(recipe)
-    return checkpoints_of_stage(recipe, stage.name)[-1]
+    return last_checkpoint(recipe)
 
 
 def measured(model: Model, size: str, start: Path, overrides: Sequence[str]) -> Path:
     """What each layer is worth to the weights that arms begin from, the json of tools/probe.py."""
     file = root(model, size) / "rises.json"
     if not file.is_file():
-        command = [sys.executable, str(EXAMPLES.parent / "tools" / "probe.py"), "--samples", str(PROBED), "--json"]
-        command += ["--config", str(write(probe_recipe(model, size, start))), *overrides]
-        file.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        beside = file.with_name("measured.json")
+        probe(write(probe_recipe(model, size, start)), overrides, model.begins_after, beside, PROBED)
+        beside.rename(file)
     return file
 
 
@@ -95,11 +94,11 @@ def figures(model: Model, size: str, arm: Arm, seed: int, recipe: Recipe) -> dic
     exported, data = recipe.output_dir / "export", model.made / "data"
     questions = data / "test_questions.jsonl"
     if not exported.is_dir():
-        export_checkpoint(checkpoints_of_stage(recipe, "tune")[-1], exported)
+        export_checkpoint(last_checkpoint(recipe), exported)
     began = time.perf_counter()
-    evaluation = evaluate(exported, questions, data, max_new_tokens=model.max_new_tokens)
-    worth = image_worth(exported, read_lines(questions)[: model.worth_questions], data)
-    lines = read_lines(recipe.output_dir / METRICS_FILE)
+    evaluation = ask(exported, questions, data, model.max_new_tokens)
+    worth = image_worth(exported, read_rows(questions)[: model.worth_questions], data)
+    lines = metrics(recipe)
     losses = [line["loss"] for line in lines]
     return {
         "model": model.name,

@@ -20,8 +20,10 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from intervals import Interval, paired_differences
-from models import HERE, MODELS, arms_of
-from results import read_lines
+from models import EXAMPLES, HERE, MODELS, arms_of
+
+sys.path.append(str(EXAMPLES))
+from common.questions import read_rows
 
 CONTROL = "dense"
 Line = dict[str, Any]
@@ -33,7 +35,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", help="(default: the study's own)")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="of study.md, whose tables are replaced")
     options = parser.parse_args()
-    lines = read_lines(options.results)
+    lines = read_rows(options.results)
     made = tables(lines)
     for name, text in made.items():
         print(f"\n{name}\n{text}")

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models import MODELS, RUN, Arm, Model, arms_of, root
-from results import read_lines
+from models import EXAMPLES, MODELS, RUN, Arm, Model, arms_of, root
+
+sys.path.append(str(EXAMPLES))
+from common.questions import read_rows
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -68,7 +70,8 @@ def main() -> int:
 
 def left(model: str, size: str, seeds: Sequence[int], arms: Sequence[Arm], results: Path) -> list[tuple[int, Arm]]:
     """The runs that have no line of results yet, seed by seed."""
-    done = {(line["model"], line["size"], line["arm"], line["seed"]) for line in read_lines(results)}
+    lines = read_rows(results) if results.is_file() else []
+    done = {(line["model"], line["size"], line["arm"], line["seed"]) for line in lines}
     return [(seed, arm) for seed in seeds for arm in arms if (model, size, arm.name, seed) not in done]
 
 

@@ -16,7 +16,7 @@ STUDY = ROOT / "examples" / "study"
 @pytest.fixture(scope="module")
 def study() -> dict[str, ModuleType]:
     """The study's modules, which import each other as scripts do; their names are given back."""
-    names = ("models", "results", "seven_b", "intervals", "report", "run")
+    names = ("models", "seven_b", "intervals", "report", "run")
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(STUDY))
     try:
@@ -83,7 +83,8 @@ def test_what_a_7b_would_save_is_that_of_its_plan(study: dict[str, ModuleType]) 
 
 def test_runs_that_have_their_line_are_not_done_again(study: dict[str, ModuleType], tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
-    assert study["results"].read_lines(file) == []
+    runs = study["run"].left("smollm2", "short", [1], [study["models"].arms_of("smollm2")["dense"]], file)
+    assert [seed for seed, _ in runs] == [1]
     file.write_text(json.dumps({"model": "smollm2", "size": "short", "arm": "dense", "seed": 1}) + "\n")
     arms = study["models"].arms_of("smollm2")
     left = study["run"].left("smollm2", "short", [1, 2], [arms["dense"], arms["formula"]], file)
@@ -93,6 +94,6 @@ def test_runs_that_have_their_line_are_not_done_again(study: dict[str, ModuleTyp
 def test_the_page_has_the_tables_of_the_results(study: dict[str, ModuleType]) -> None:
     page = (ROOT / "docs" / "study.md").read_text()
     report = study["report"]
-    assert report.filled(page, report.tables(study["results"].read_lines(STUDY / "results.jsonl"))) == page
+    assert report.filled(page, report.tables(report.read_rows(STUDY / "results.jsonl"))) == page
     with pytest.raises(SystemExit, match="0 places"):
         report.filled("nothing", {"smollm2": "table"})
