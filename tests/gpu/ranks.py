@@ -1,8 +1,10 @@
 """Whether two ranks on one GPU, joined by NCCL, train as one does. Right or wrong: how fast says nothing here."""
 
+import contextlib
 import functools
 import os
 import pickle
+import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -82,11 +84,12 @@ def environment(rank: int) -> dict[str, str]:
 
 @functools.cache
 def _port() -> int:
-    """A free one, the same for both."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+    """A free one, the same for both; below those that the system gives to the processes that start beside them."""
+    while True:
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            port = random.randrange(20_000, 32_000)
+            tried.bind(("127.0.0.1", port))
+            return port
 
 
 def _recipes(slot: Slot, laid_out: bool) -> list[Recipe]:
