@@ -115,4 +115,4 @@ def plot_accuracy(axes: Axes, found: Mapping[str, Any]) -> None:
             axes.plot([shift, shift], found[arm]["interval_95"], color="black", linewidth=1)
     axes.set(ylim=(0, 1), title="Exact answers to test questions (line: 95% interval)")
     axes.set_xticks(places, ["all", *categories], rotation=20)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", ncols=len(bars), loc="upper center", bbox_to_anchor=(0.5, -0.15))
