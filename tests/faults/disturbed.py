@@ -16,6 +16,7 @@ from megatron_sts.train.optimizer import StageOptimizer
 from megatron_sts.train.saver import Saver
 from megatron_sts.train.stages import train
 from megatron_sts.train.step import TrainStep
+from megatron_sts.train.step_input import StepInput
 
 POINTS = ("forward", "backward", "optimizer", "save")
 
@@ -41,9 +42,9 @@ def _patches(point: str, step: int, disturb: Callable[[], Any]) -> list[Any]:
     here: dict[str, Any] = {"step": None, "done": False}
     original_run = TrainStep.run
 
-    def run(self: TrainStep, plan: Any, *arguments: Any, **named: Any) -> Any:
-        here["step"] = plan.step
-        return original_run(self, plan, *arguments, **named)
+    def run(self: TrainStep, given: StepInput, *arguments: Any, **named: Any) -> Any:
+        here["step"] = given.plan.step
+        return original_run(self, given, *arguments, **named)
 
     def once() -> None:
         if here["step"] == step and not here["done"]:
