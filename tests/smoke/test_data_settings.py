@@ -16,6 +16,7 @@ from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGenera
 
 from megatron_sts.config import Recipe, resolved_yaml
 from megatron_sts.train.step import TrainStep
+from megatron_sts.train.step_input import StepInput
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 from tools import convert, generate, train
@@ -112,9 +113,10 @@ def _whole_way(root: Path, case: str) -> dict[str, Any]:
     asked: list[dict[str, Any]] = []
     run, ask = TrainStep.run, LlavaForConditionalGeneration.generate
 
-    def recorded(self: TrainStep, plan: Any, batches: Any, *rest: Any, **named: Any) -> Any:
-        seen.extend((batch.tokens.numpy(), batch.labels.numpy(), batch.pixels.numpy()) for batch in batches)
-        return run(self, plan, batches, *rest, **named)
+    def recorded(self: TrainStep, given: StepInput, *rest: Any, **named: Any) -> Any:
+        assert given.batches is not None
+        seen.extend((batch.tokens.numpy(), batch.labels.numpy(), batch.pixels.numpy()) for batch in given.batches)
+        return run(self, given, *rest, **named)
 
     def asked_for(self: Any, **inputs: Any) -> Any:
         asked.append(inputs)
