@@ -98,9 +98,9 @@ def _train_in_trouble(recipe: Recipe, disk: Path, trouble: str) -> int:
                 HARM[trouble](disk)
             return original_harmed(self, *arguments)
 
-        def save(self: Saver, step: int, is_needed: bool) -> None:
+        def save(self: Saver, step: int, *arguments: Any) -> None:
             done[:] = [f"{self._stage} {step}"]
-            original_save(self, step, is_needed)
+            original_save(self, step, *arguments)
             if done == ["tune 2"]:
                 # Whatever training does meanwhile: the trouble is met before the third step is saved.
                 while self._unfinished and self._unfinished[0].is_at_work:
