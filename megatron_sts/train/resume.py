@@ -47,13 +47,7 @@ def find_start(recipe: Recipe, stage_number: int, accepted: Collection[str] = ()
         if recipe.model.init is not None:
             _refuse_damaged(recipe.model.init, problems_together(recipe.model.init), "import or copy it again")
         return Start(recipe.model.init, 0)
-    previous = recipe.stages[stage_number - 1]
-    ended, notes = newest_whole(recipe, previous.name)
-    if ended is None:
-        raise CheckpointError(
-            f"stage {stage.name} begins where {previous.name} ends, but {recipe.output_dir} has no checkpoint of "
-            f"{previous.name}; train it first (--stage {previous.name}), or remove --stage"
-        )
+    ended, notes = _end_of_previous(recipe, stage_number, "train it first (--stage {}), or remove --stage")
     return Start(ended, 0, notes=notes)
 
 
@@ -61,14 +55,19 @@ def origin_of(recipe: Recipe, stage_number: int) -> Path | None:
     """The checkpoint that a stage begins from, whether or not it has begun; None: fresh weights. All ranks together."""
     if stage_number == 0:
         return recipe.model.init
-    previous = recipe.stages[stage_number - 1]
-    ended, _ = newest_whole(recipe, previous.name)
+    return _end_of_previous(recipe, stage_number, "train it first, or give --checkpoint")[0]
+
+
+def _end_of_previous(recipe: Recipe, stage_number: int, remedy: str) -> tuple[Path, tuple[str, ...]]:
+    """The newest whole checkpoint of the stage before, and what was passed over. remedy: `{}` stands for that stage."""
+    stage, previous = recipe.stages[stage_number].name, recipe.stages[stage_number - 1].name
+    ended, notes = newest_whole(recipe, previous)
     if ended is None:
         raise CheckpointError(
-            f"stage {recipe.stages[stage_number].name} begins where {previous.name} ends, but {recipe.output_dir} has "
-            f"no checkpoint of {previous.name}; train it first, or give --checkpoint"
+            f"stage {stage} begins where {previous} ends, but {recipe.output_dir} has no checkpoint of {previous}; "
+            + remedy.format(previous)
         )
-    return ended
+    return ended, notes
 
 
 def newest_whole(recipe: Recipe, stage: str) -> tuple[Path | None, tuple[str, ...]]:
