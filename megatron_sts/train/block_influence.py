@@ -1,7 +1,7 @@
 """Block influence: how far a layer turns its hidden states, 1 - cosine of its input and output (arXiv 2403.03853)."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -30,16 +30,12 @@ class BlockInfluence:
     def listening(self, samples: HeldOutSamples, plan: StepPlan) -> Iterator[None]:
         """Take in one pass over the samples under a plan."""
         masks = self._masks(samples, plan)
-        hooks = []
-        for chunk in self._chunks:
-            for layer in chunk.language.decoder.layers:
-                hook = _Hook(self._sums[layer.layer_number - 1], masks)
-                hooks.append(layer.register_forward_hook(hook, with_kwargs=True))
-        try:
+        with ExitStack() as hooks:
+            for chunk in self._chunks:
+                for layer in chunk.language.decoder.layers:
+                    hook = _Hook(self._sums[layer.layer_number - 1], masks)
+                    hooks.enter_context(layer.register_forward_hook(hook, with_kwargs=True))
             yield
-        finally:
-            for handle in hooks:
-                handle.remove()
 
     def by_layer(self) -> list[float]:
         """The mean over all positions, the same on every rank; all ranks together."""

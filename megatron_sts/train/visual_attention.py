@@ -5,7 +5,7 @@ query heads and g key groups of this tensor-parallel rank, d head size, n text p
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,17 +47,13 @@ class VisualAttention:
     def listening(self, samples: HeldOutSamples, plan: StepPlan) -> Iterator[None]:
         """Take in one pass over the samples under a plan."""
         rows = [row for forward in samples.passes for row in self._rows(samples, forward, plan)]
-        hooks = []
-        for chunk in self._chunks:
-            for layer in chunk.language.decoder.layers:
-                sums = self._sums[layer.layer_number - 1]
-                hook = _Hook(sums, rows, chunk.pg_collection.cp)
-                hooks.append(layer.self_attention.core_attention.register_forward_pre_hook(hook))
-        try:
+        with ExitStack() as hooks:
+            for chunk in self._chunks:
+                for layer in chunk.language.decoder.layers:
+                    sums = self._sums[layer.layer_number - 1]
+                    hook = _Hook(sums, rows, chunk.pg_collection.cp)
+                    hooks.enter_context(layer.self_attention.core_attention.register_forward_pre_hook(hook))
             yield
-        finally:
-            for handle in hooks:
-                handle.remove()
 
     def by_layer(self) -> list[float]:
         """The mean share over heads and text tokens behind an image, the same on every rank; all ranks together.
