@@ -6,6 +6,7 @@ Every rank computes a step's padded length from these numbers, also those that l
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ _SAMPLES_WORTH_A_WORKER = 4096
 _MOST_WORKERS = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SampleIndex:
     """Of n samples; int32 [n], but for `image_positions`."""
 
@@ -60,12 +61,17 @@ class SampleIndex:
     def __len__(self) -> int:
         return len(self.text_tokens)
 
+    @cached_property
+    def _first_images(self) -> np.ndarray:
+        """int64 [n]: the number of each sample's first image. Found once: every step asks `of` several times."""
+        return np.cumsum(self.images, dtype=np.int64) - self.images
+
     def of(self, indices: Sequence[int] | np.ndarray) -> "SampleIndex":
         """The index of some of the samples, in the order asked for."""
         chosen = np.asarray(indices, dtype=np.int64)
         counts = {name: getattr(self, name)[chosen] for name in COUNTS}
         held = self.images[chosen].astype(np.int64)
-        firsts = (np.cumsum(self.images, dtype=np.int64) - self.images)[chosen]
+        firsts = self._first_images[chosen]
         # Of each image that is held its number here, less that of its sample's first one, plus that of it there.
         shift = np.repeat(firsts - (np.cumsum(held) - held), held)
         return SampleIndex(**counts, image_positions=self.image_positions[np.arange(len(shift)) + shift])
