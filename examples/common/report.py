@@ -1,10 +1,13 @@
 """What an example reports of its arms: figures, the table on the terminal, and pieces of the picture."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 NAMES = {"dense": "dense", "sts": "STS"}
 COLORS = {"dense": "#4c72b0", "sts": "#dd8452", "question only": "#b0b0b0"}
@@ -35,6 +38,14 @@ def arm_figures(evaluation: Mapping[str, Any], lines: Sequence[Mapping[str, Any]
         "visual_tokens_total": sum(by_stage("visual_tokens_total").values()),
         "loss": {stage: [line["loss"] for line in part] for stage, part in of_stage.items()},
     }
+
+
+def write_report(found: Mapping[str, Any], directory: Path, draw: Callable[[Sequence[Axes]], None]) -> None:
+    """Write report.json, and report.png, whose three parts side by side `draw` fills."""
+    (directory / "report.json").write_text(json.dumps(found, indent=1) + "\n")
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    draw(figure.subplots(1, 3))
+    figure.savefig(directory / "report.png", dpi=110)
 
 
 def arms_of(found: Mapping[str, Any]) -> list[str]:

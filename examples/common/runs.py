@@ -1,10 +1,10 @@
 """A recipe of an example: trained through the launcher, exported, its figures read."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.questions import read_rows
 from common.steps import TOOLS, run_script
 
 from megatron_sts.config import METRICS_FILE, Recipe, checkpoints_of_stage, load_recipe
@@ -37,7 +37,7 @@ def last_checkpoint(recipe: Recipe, stage: str | None = None) -> Path:
 
 def metrics(recipe: Recipe) -> list[dict[str, Any]]:
     """Every step's figures, of all stages."""
-    return [json.loads(line) for line in (recipe.output_dir / METRICS_FILE).read_text().splitlines()]
+    return read_rows(recipe.output_dir / METRICS_FILE)
 
 
 def export(recipe: Recipe, output: Path) -> None:

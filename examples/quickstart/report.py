@@ -1,15 +1,10 @@
 """The quickstart's report: report.json, report.png and the table on the terminal."""
 
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -24,18 +19,19 @@ from common.report import (
     plot_losses,
     text_table,
     training_rows,
+    write_report,
 )
 
 
 def write(found: dict[str, Any], directory: Path) -> None:
     """Write report.json and report.png."""
-    (directory / "report.json").write_text(json.dumps(found, indent=1) + "\n")
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    plot_losses(axes[0], found, "tune", window=20)
-    _plot_skipping(axes[1], found)
-    plot_accuracy(axes[2], found)
-    figure.savefig(directory / "report.png", dpi=110)
-    plt.close(figure)
+
+    def draw(axes: Sequence[Axes]) -> None:
+        plot_losses(axes[0], found, "tune", window=20)
+        _plot_skipping(axes[1], found)
+        plot_accuracy(axes[2], found)
+
+    write_report(found, directory, draw)
 
 
 def _plot_skipping(axes: Axes, found: dict[str, Any]) -> None:

@@ -1,15 +1,11 @@
 """The comparison: report.json, report.png and the table on the terminal."""
 
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.report import (
@@ -23,6 +19,7 @@ from common.report import (
     plot_losses,
     text_table,
     training_rows,
+    write_report,
 )
 
 
@@ -45,10 +42,10 @@ def _image_rows(found: dict[str, Any]) -> list[Row]:
 
 def write(found: dict[str, Any], directory: Path) -> None:
     """Write report.json and report.png."""
-    (directory / "report.json").write_text(json.dumps(found, indent=1) + "\n")
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    for axis, stage in zip(axes, found["dense"]["loss"], strict=False):
-        plot_losses(axis, found, stage, window=10)
-    plot_accuracy(axes[2], found)
-    figure.savefig(directory / "report.png", dpi=110)
-    plt.close(figure)
+
+    def draw(axes: Sequence[Axes]) -> None:
+        for axis, stage in zip(axes, found["dense"]["loss"], strict=False):
+            plot_losses(axis, found, stage, window=10)
+        plot_accuracy(axes[2], found)
+
+    write_report(found, directory, draw)

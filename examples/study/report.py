@@ -14,12 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from intervals import Interval, paired_differences
+from matplotlib.figure import Figure
 from models import EXAMPLES, HERE, MODELS, arms_of
 
 sys.path.append(str(EXAMPLES))
@@ -148,7 +144,8 @@ def saved_of_7b(of: dict[int, Line]) -> float:
 def plot(model: str, lines: Sequence[Line], file: Path) -> None:
     """Accuracy against FLOPs saved of a 7B, and the training losses of the first seed."""
     runs = by_arm(model, lines)
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    axes = figure.subplots(1, 2)
     for number, (name, of) in enumerate(runs.items()):
         color = f"C{number % 10}"
         saved = 100 * saved_of_7b(of)
@@ -164,7 +161,6 @@ def plot(model: str, lines: Sequence[Line], file: Path) -> None:
     axes[1].set(xlabel="step", ylabel="training loss, mean of 10 steps", title="first seed", yscale="log")
     axes[0].legend(fontsize="small")
     figure.savefig(file, dpi=100)
-    plt.close(figure)
 
 
 if __name__ == "__main__":
